@@ -1,0 +1,97 @@
+// Package runtime is the agent's port to whatever runs inference workloads:
+// containers, processes, or an interpreter in this process. It owns the
+// contract, the KServe v2 tensor values that cross it, and a conformance suite
+// (package runtimetest) that every driver passes. Drivers and the agent import
+// it; it imports nothing of the agent.
+package runtime
+
+import (
+	"context"
+	"errors"
+)
+
+// Errors that drivers return, wrapped with what was tried.
+var (
+	// ErrNotLoaded is returned for a workload that is not loaded.
+	ErrNotLoaded = errors.New("workload not loaded")
+	// ErrIncompatible is returned when the model cannot run on this device
+	// at all (unknown operator, wrong engine version): trying again is useless.
+	ErrIncompatible = errors.New("workload incompatible with this device")
+	// ErrNoCapacity is returned when memory would not hold the workload
+	// beside those loaded; the agent unloads the old one first and tries again.
+	ErrNoCapacity = errors.New("not enough memory for the workload")
+)
+
+// Workload is one model server to run: the model files of one release laid out
+// in a folder, as staged and verified by the agent.
+type Workload struct {
+	// ID names this generation of the workload; it is the release digest and
+	// the digest of its rendered parameters, and is unique on the device.
+	ID string
+	// Model and Version name what is served, for example "meter" and "3".
+	Model   string
+	Version string
+	// Dir holds the staged files; it is read-only to the driver. ModelFile is
+	// the ONNX file or engine plan in it. Format is "onnx" or "plan".
+	Dir       string
+	ModelFile string
+	Format    string
+	// Params are the rendered parameters of the release (secrets opened).
+	Params map[string]string
+	// MemoryMiB is the declared need, 0 when unknown.
+	MemoryMiB int
+}
+
+// Status describes one loaded workload.
+type Status struct {
+	ID      string
+	Ready   bool
+	Serving bool
+	Reason  string // why it is not ready
+}
+
+// Runtime runs workloads. At most one of them serves at a time. All calls are
+// idempotent by workload ID and safe for concurrent use; the agent serialises
+// Load, Switch and Unload itself.
+type Runtime interface {
+	// Load starts w beside whatever serves and returns when it is ready to
+	// answer Infer. Loading what is loaded already returns nil.
+	Load(ctx context.Context, w Workload) error
+	// Switch sends requests that name no workload to id, between requests:
+	// no request fails because of it.
+	Switch(ctx context.Context, id string) error
+	// Unload stops id and frees what it held. An unknown id is no error.
+	Unload(ctx context.Context, id string) error
+	// List returns what is loaded, in order of ID.
+	List(ctx context.Context) ([]Status, error)
+	Inferer
+}
+
+// Inferer answers inference requests.
+type Inferer interface {
+	// Infer runs one request on the workload id, or on the serving one when
+	// id is empty. It returns ErrNotLoaded when there is none.
+	Infer(ctx context.Context, id string, req Request) (Response, error)
+}
+
+// Tensor is a named FP32 tensor in row-major order, as in the KServe v2
+// protocol (datatype FP32).
+type Tensor struct {
+	Name  string
+	Shape []int64
+	Data  []float32
+}
+
+// Request is a KServe v2 inference request.
+type Request struct {
+	ID     string
+	Inputs []Tensor
+}
+
+// Response is a KServe v2 inference response.
+type Response struct {
+	ModelName    string
+	ModelVersion string
+	ID           string
+	Outputs      []Tensor
+}

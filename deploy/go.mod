@@ -1,0 +1,3 @@
+module github.com/skein-fleet/skein/deploy
+
+go 1.26.0

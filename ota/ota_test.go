@@ -1,0 +1,57 @@
+package ota
+
+import "testing"
+
+func TestTargetRoundTrip(t *testing.T) {
+	const in = "linux/arm64;dla=0;l4t=36.4.3;sm=8.7;zz=1;trt=10.3.0;mem=8;cuda=12.6"
+	const want = "linux/arm64;sm=8.7;trt=10.3.0;cuda=12.6;l4t=36.4.3;mem=8;dla=0;zz=1"
+	tg, err := ParseTarget(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := tg.String(); got != want {
+		t.Errorf("canonical text %q, want %q", got, want)
+	}
+	for _, bad := range []string{"", "linux", "linux/arm64;", "linux/arm64;sm", "linux/arm64;sm=1;sm=2", "Linux/arm64", "linux/arm64;sm=a b"} {
+		if _, err := ParseTarget(bad); err == nil {
+			t.Errorf("ParseTarget(%q) was accepted", bad)
+		}
+	}
+}
+
+func TestTargetLoads(t *testing.T) {
+	parse := func(s string) Target {
+		tg, err := ParseTarget(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tg
+	}
+	dev := parse("linux/arm64;sm=8.7;trt=10.3.0;cuda=12.6;l4t=36.4.3;mem=8;dla=0")
+	for text, want := range map[string]bool{
+		"linux/arm64": true, "linux/arm64;sm=8.7;trt=10.3.0": true, "linux/arm64;sm=8.7;trt=10.3.0;mem=64": true,
+		"linux/arm64;sm=8.7;trt=10.3.1": false, "linux/arm64;sm=7.2": false, "linux/amd64": false, "linux/arm64;ort=1": false,
+	} {
+		if reason, ok := parse(text).Loads(dev); ok != want {
+			t.Errorf("%s loads = %v (%s), want %v", text, ok, reason, want)
+		}
+	}
+}
+
+func TestDigest(t *testing.T) {
+	d := DigestOf([]byte("skein"))
+	if got, err := ParseDigest(string(d)); err != nil || got != d || len(d.Sum()) != 32 {
+		t.Errorf("ParseDigest(%q) = %q, %v", d, got, err)
+	}
+	for _, bad := range []string{"", "sha256:", "sha512:" + d.Hex(), "sha256:" + d.Hex()[1:], "sha256:G" + d.Hex()[1:]} {
+		if _, err := ParseDigest(bad); err == nil {
+			t.Errorf("ParseDigest(%q) was accepted", bad)
+		}
+	}
+}
+
+func TestGenerationOrder(t *testing.T) {
+	if (Generation{1, 9}).Compare(Generation{2, 1}) >= 0 || (Generation{1, 2}).Compare(Generation{1, 1}) <= 0 {
+		t.Error("epoch comes before counter")
+	}
+}
