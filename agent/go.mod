@@ -1,15 +1,30 @@
 module github.com/skein-fleet/skein/agent
 
-go 1.26.0
+go 1.26.7
 
 require (
+	github.com/skein-fleet/skein/ota v0.0.0-00010101000000-000000000000
 	github.com/skein-fleet/skein/proto v0.0.0-00010101000000-000000000000
 	github.com/skein-fleet/skein/telemetry v0.0.0-00010101000000-000000000000
-	github.com/skein-fleet/skein/ota v0.0.0-00010101000000-000000000000
+)
+
+require (
+	connectrpc.com/connect v1.21.1 // indirect
+	github.com/eclipse/paho.mqtt.golang v1.5.1 // indirect
+	github.com/google/go-cmp v0.7.0 // indirect
+	github.com/gorilla/websocket v1.5.3 // indirect
+	github.com/inconshreveable/mousetrap v1.1.0 // indirect
+	github.com/rogpeppe/go-internal v1.16.0 // indirect
+	github.com/spf13/cobra v1.10.2 // indirect
+	github.com/spf13/pflag v1.0.9 // indirect
+	golang.org/x/net v0.62.0 // indirect
+	golang.org/x/sync v0.24.0 // indirect
+	google.golang.org/protobuf v1.36.12 // indirect
+	pgregory.net/rapid v1.3.0 // indirect
 )
 
 replace (
+	github.com/skein-fleet/skein/ota => ../ota
 	github.com/skein-fleet/skein/proto => ../proto
 	github.com/skein-fleet/skein/telemetry => ../telemetry
-	github.com/skein-fleet/skein/ota => ../ota
 )

@@ -1,3 +1,3 @@
 module github.com/skein-fleet/skein/deploy
 
-go 1.26.0
+go 1.26.7

@@ -1,6 +1,6 @@
 module github.com/skein-fleet/skein/ota
 
-go 1.26.0
+go 1.26.7
 
 require (
 	github.com/skein-fleet/skein/proto v0.0.0-00010101000000-000000000000
@@ -8,7 +8,13 @@ require (
 )
 
 require (
+	github.com/fxamacker/cbor/v2 v2.10.0 // indirect
 	github.com/google/go-cmp v0.7.0 // indirect
+	github.com/theupdateframework/go-tuf/v2 v2.4.2 // indirect
+	github.com/veraison/go-cose v1.3.0 // indirect
+	github.com/x448/float16 v0.8.4 // indirect
+	golang.org/x/sync v0.24.0 // indirect
+	golang.org/x/sys v0.49.0 // indirect
 	pgregory.net/rapid v1.3.0 // indirect
 )
 

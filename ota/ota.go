@@ -5,12 +5,13 @@
 package ota
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/skein-fleet/skein/proto/wire"
 )
 
 // Digest is the content address of a blob in its OCI text form,
@@ -58,21 +59,8 @@ func (d Digest) Short() string {
 	return h[:min(12, len(h))]
 }
 
-// Generation orders the desired states of one device. The epoch is raised only
-// when a control plane is restored from a backup; within an epoch the counter
-// grows by one with every change.
-type Generation struct {
-	Epoch   uint64 `cbor:"1,keyasint" json:"epoch"`
-	Counter uint64 `cbor:"2,keyasint" json:"counter"`
-}
-
-// Compare orders generations: epoch first, then counter.
-func (g Generation) Compare(o Generation) int {
-	return cmp.Or(cmp.Compare(g.Epoch, o.Epoch), cmp.Compare(g.Counter, o.Counter))
-}
-
-// String returns "epoch.counter".
-func (g Generation) String() string { return fmt.Sprintf("%d.%d", g.Epoch, g.Counter) }
+// Generation orders the desired states of one device; see wire.Generation.
+type Generation = wire.Generation
 
 // Step names one step of the update journal. The steps run in the order of
 // Steps; each is written to the journal before it runs and has an undo.

@@ -51,7 +51,7 @@ func TestDigest(t *testing.T) {
 }
 
 func TestGenerationOrder(t *testing.T) {
-	if (Generation{1, 9}).Compare(Generation{2, 1}) >= 0 || (Generation{1, 2}).Compare(Generation{1, 1}) <= 0 {
+	if (Generation{Epoch: 1, Counter: 9}).Compare(Generation{Epoch: 2, Counter: 1}) >= 0 || (Generation{Epoch: 1, Counter: 2}).Compare(Generation{Epoch: 1, Counter: 1}) <= 0 {
 		t.Error("epoch comes before counter")
 	}
 }

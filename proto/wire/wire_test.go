@@ -1,0 +1,178 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden vectors")
+
+// vectors are one value of every message with every field set.
+func vectors() map[string]any {
+	id := MessageID{Boot: 0x1122334455667788, Counter: 42}
+	sum := bytes.Repeat([]byte{0xab}, 32)
+	held := Held{Generation: Generation{Epoch: 1, Counter: 7}, Digest: sum}
+	return map[string]any{
+		"presence": &Presence{ID: id, Connection: 3, Online: true},
+		"hello": &Hello{ID: id, Held: held, Target: "linux/arm64;sm=8.7;trt=10.3.0", Capability: 1,
+			Clock: Clock{UnixMilli: 1700000000000, Doubtful: true}, Agent: "0.1.0", Hardware: "Orin Nano"},
+		"desired": &Desired{Device: "aaaaaaaaaaaaaaaaaaaaaaaaaa", Tenant: "default", Generation: held.Generation, IssuedAt: 1700000000, ExpiresAt: 1700604800,
+			Release: &ReleaseRef{Target: "releases/meter/3", Digest: sum, Length: 1234, Counter: 3},
+			Params:  []Param{{Key: "camera", Value: []byte("rtsp://a"), Secret: true}}, RollbackAllowed: true, Rollout: "r1"},
+		"report": &Report{ID: id, Held: held, Counter: 99, Full: &Reported{Running: sum, RunningCounter: 3, Phase: PhaseFailed, Step: "prove",
+			FailureClass: "FAILED", Failure: "golden set: 2 of 32 labels agree", FailedRelease: sum,
+			Conditions:   []Condition{{Name: "disk-full", Severity: 3, Message: "3 MiB left", Since: 1700000000000}},
+			Journal:      []StepEntry{{Step: "prove", State: StepFailed, Release: sum, Message: "m", Time: 1700000000000}},
+			ParamsDigest: sum, Target: "linux/amd64;ort=1", HighestCounter: 4, BytesFetched: 5}},
+		"telemetry": &Telemetry{ID: id, Block: []byte{1, 2, 3}},
+		"event":     &Event{ID: id, Time: 1700000000000, Kind: "refused", Message: "m", Release: sum, Step: "verify", Attack: "rollback"},
+		"cmd":       &Cmd{Device: "aaaaaaaaaaaaaaaaaaaaaaaaaa", Counter: 5, ExpiresAt: 1700000000, Kind: CmdWatch, Seconds: 300},
+	}
+}
+
+func TestGoldenVectors(t *testing.T) {
+	for name, v := range vectors() {
+		b, err := Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join("testdata", name+".hex")
+		if *update {
+			if err := os.WriteFile(path, []byte(hex.EncodeToString(b)+"\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := hex.EncodeToString(b); got != strings.TrimSpace(string(want)) {
+			t.Errorf("%s: encoding changed:\n got %s\nwant %s", name, got, want)
+		}
+		back := reflect.New(reflect.TypeOf(v).Elem()).Interface()
+		if err := UnmarshalCanonical(b, back); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if d := cmp.Diff(v, back); d != "" {
+			t.Errorf("%s: round trip (-want +got):\n%s", name, d)
+		}
+	}
+}
+
+// TestVectorsSetEveryField catches a field added to a message and forgotten in
+// the vectors.
+func TestVectorsSetEveryField(t *testing.T) {
+	var walk func(path string, v reflect.Value)
+	walk = func(path string, v reflect.Value) {
+		switch v.Kind() {
+		case reflect.Pointer:
+			if v.IsNil() {
+				t.Errorf("%s is not set", path)
+				return
+			}
+			walk(path, v.Elem())
+		case reflect.Struct:
+			for i := range v.NumField() {
+				walk(path+"."+v.Type().Field(i).Name, v.Field(i))
+			}
+		case reflect.Slice:
+			if v.Len() == 0 {
+				t.Errorf("%s is empty", path)
+			} else if v.Index(0).Kind() == reflect.Struct {
+				walk(path+"[0]", v.Index(0))
+			}
+		default:
+			if v.IsZero() {
+				t.Errorf("%s is zero", path)
+			}
+		}
+	}
+	for name, v := range vectors() {
+		walk(name, reflect.ValueOf(v))
+	}
+}
+
+func TestRefuses(t *testing.T) {
+	for name, h := range map[string]string{
+		"empty": "", "wrong type": "a1016178", "duplicate key": "a203f503f4", "trailing": "a103f500",
+		"indefinite": "bf03f5ff", "truncated": "a103", "not a map": "83010203",
+	} {
+		b, _ := hex.DecodeString(h)
+		if name == "not a map" {
+			b = []byte{0x01}
+		}
+		if err := Unmarshal(b, new(Presence)); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: got %v, want ErrMalformed", name, err)
+		}
+	}
+	if err := Unmarshal(make([]byte, MaxMessage+1), new(Presence)); !errors.Is(err, ErrMalformed) {
+		t.Errorf("oversize: %v", err)
+	}
+	// Non-minimal integer: fine for Unmarshal, refused where the digest matters.
+	b, _ := hex.DecodeString("a2021803" + "03f5")
+	if err := Unmarshal(b, new(Presence)); err != nil {
+		t.Errorf("lenient: %v", err)
+	}
+	if err := UnmarshalCanonical(b, new(Presence)); !errors.Is(err, ErrMalformed) {
+		t.Errorf("canonical: %v", err)
+	}
+}
+
+func TestTopic(t *testing.T) {
+	id := FormatDeviceID([16]byte{1, 2, 3})
+	for k := range kinds {
+		dev, kind, err := ParseTopic(Topic(id, k))
+		if err != nil || dev != id || kind != k {
+			t.Errorf("ParseTopic(Topic(%s)) = %s, %s, %v", k, dev, kind, err)
+		}
+	}
+	wrongShard := strings.Replace(Topic(id, UpHello), "/"+Shard(id)+"/", "/zz/", 1)
+	for _, bad := range []string{"", "skein/1/", "skein/2/00/" + id + "/up/hello", wrongShard, Topic(id, "up/other"), Topic(id, "up/hello/x"), Topic("short", UpHello)} {
+		if _, _, err := ParseTopic(bad); !errors.Is(err, ErrBadTopic) {
+			t.Errorf("ParseTopic(%q) = %v", bad, err)
+		}
+	}
+	domain, tenant, dev, err := ParseSpiffeID(SpiffeID("skein.local", "default", id))
+	if err != nil || domain != "skein.local" || tenant != "default" || dev != id {
+		t.Errorf("spiffe: %s %s %s %v", domain, tenant, dev, err)
+	}
+	for _, bad := range []string{"", "spiffe://d/t/x/d/short", "https://d/t/x/d/" + id, "spiffe:///t/x/d/" + id, "spiffe://d/t//d/" + id} {
+		if _, _, _, err := ParseSpiffeID(bad); err == nil {
+			t.Errorf("ParseSpiffeID(%q) was accepted", bad)
+		}
+	}
+}
+
+func FuzzUnmarshal(f *testing.F) {
+	for _, v := range vectors() {
+		b, err := Marshal(v)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, v := range vectors() {
+			dst := reflect.New(reflect.TypeOf(v).Elem()).Interface()
+			if Unmarshal(b, dst) != nil {
+				continue
+			}
+			again, err := Marshal(dst)
+			if err != nil {
+				t.Fatalf("decoded but not encodable: %v", err)
+			}
+			if err := UnmarshalCanonical(again, dst); err != nil {
+				t.Fatalf("own encoding refused: %v", err)
+			}
+		}
+	})
+}
