@@ -1,0 +1,128 @@
+# Skein. `make help` lists the targets.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+ROOT := $(abspath .)
+BIN := $(ROOT)/.bin
+export PATH := $(BIN):$(PATH)
+MODULES := proto telemetry ota agent controlplane sim deploy
+CMDS := skeind skein skein-agent skein-sim
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+GOFLAGS_BUILD := -trimpath -ldflags '$(LDFLAGS)'
+DASH := controlplane/dashboard
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | column -t -s$$'\t'
+
+##@ Build
+
+.PHONY: build
+build: dashboard ## build dashboard and all binaries into .bin
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -o $(BIN)/ ./controlplane/cmd/skeind ./controlplane/cmd/skein ./agent/cmd/skein-agent ./sim/cmd/skein-sim
+
+.PHONY: build-arm64
+build-arm64: ## build the static arm64 agent and check its size (< 25 MB)
+	@mkdir -p $(BIN)/arm64
+	CGO_ENABLED=0 GOOS=linux GOARCH=arm64 go build $(GOFLAGS_BUILD) -o $(BIN)/arm64/skein-agent ./agent/cmd/skein-agent
+	@size=$$(stat -c %s $(BIN)/arm64/skein-agent); echo "skein-agent arm64: $$size bytes"; [ $$size -lt 25000000 ]
+
+.PHONY: dashboard
+dashboard: $(DASH)/dist/app/index.html ## build the dashboard
+
+$(DASH)/node_modules/.package-lock.json: $(DASH)/package-lock.json
+	cd $(DASH) && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(DASH)/dist/app/index.html: $(DASH)/node_modules/.package-lock.json $(shell find $(DASH)/src $(DASH)/index.html $(DASH)/vite.config.ts -type f 2>/dev/null)
+	cd $(DASH) && npm run build
+	@touch $@
+
+##@ Run
+
+.PHONY: demo
+demo: build ## the main job end to end with 60 virtual Jetsons (ONCE=1: run and exit)
+	$(BIN)/skein-sim demo $(if $(ONCE),--once,) $(DEMO_FLAGS)
+
+##@ Test
+
+.PHONY: test
+test: lint check-generate check-modules build build-arm64 test-go test-dashboard test-demo ## everything CI runs
+
+.PHONY: test-short
+test-short: ## unit tests only, under 2 minutes
+	go test -short work
+
+.PHONY: test-go
+test-go: ## whole Go suite, short tests with the race detector
+	go test -race -short -timeout 20m work
+	go test -timeout 20m work
+
+.PHONY: test-slow
+test-slow: ## what takes longer: fuzzing, long scenarios, ONNX Runtime
+	SKEIN_SLOW=1 go test -timeout 60m work
+	deploy/fuzz.sh 20s
+
+.PHONY: test-dashboard
+test-dashboard: build ## drive the dashboard in Chromium over a live fleet
+	deploy/ensure-packages.sh chromium fonts-dejavu-core
+	deploy/test-dashboard.sh
+
+.PHONY: test-demo
+test-demo: ## the demo, once
+	$(MAKE) demo ONCE=1
+	@rm -f demo-report.json
+
+.PHONY: lint
+lint: ## gofmt, vet, go fix, buf lint
+	@out=$$(gofmt -l $(MODULES)); if [ -n "$$out" ]; then echo "gofmt these files:"; echo "$$out"; exit 1; fi
+	go vet work
+	go fix -diff work
+
+.PHONY: fix
+fix: ## apply gofmt and go fix
+	gofmt -w $(MODULES)
+	go fix work
+
+.PHONY: check-modules
+check-modules: ## each module alone, without the workspace
+	@for m in $(MODULES); do echo "check module $$m"; (cd $$m && GOWORK=off go mod tidy -diff && GOWORK=off go build ./...); done
+
+.PHONY: tidy
+tidy: ## go mod tidy in every module
+	@for m in $(MODULES); do (cd $$m && GOWORK=off go mod tidy); done
+	go work sync
+
+##@ Generate
+
+.PHONY: tools
+tools: $(BIN)/buf $(BIN)/protoc-gen-go ## build the pinned code generators
+
+$(BIN)/buf: deploy/tools/buf/go.mod
+	GOWORK=off go -C deploy/tools/buf build -o $(BIN)/ tool
+
+$(BIN)/protoc-gen-go: deploy/tools/gen/go.mod
+	GOWORK=off go -C deploy/tools/gen build -o $(BIN)/ tool
+
+.PHONY: generate
+generate: tools $(DASH)/node_modules/.package-lock.json ## regenerate the Connect code
+	cd proto && buf lint && buf generate
+	cd $(DASH) && npm run generate
+
+.PHONY: check-generate
+check-generate: generate ## the committed generated code is what the schema says
+	git diff --exit-code -- proto/gen $(DASH)/src/gen
+
+##@ Measure
+
+.PHONY: bench-load
+bench-load: build ## 10,000 wire-level devices with mutual TLS
+	$(BIN)/skein-sim bench load --out bench-out/load.json
+
+.PHONY: bench-agent
+bench-agent: build ## footprint of the shipped agent and of 1,000 agents in one process
+	$(BIN)/skein-sim bench agent --agent $(BIN)/skein-agent --out bench-out/agent.json

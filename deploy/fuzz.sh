@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Runs every fuzz target for the time given (default 10s).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+for_each=${1:-10s}
+grep -rlE '^func Fuzz' --include='*_test.go' agent controlplane ota proto sim telemetry | while read -r file; do
+	dir=./$(dirname "$file")
+	grep -ohE '^func Fuzz[A-Za-z0-9_]*' "$file" | awk '{print $2}' | while read -r target; do
+		echo "fuzz $dir $target"
+		go test "$dir" -run '^$' -fuzz "^$target\$" -fuzztime "$for_each"
+	done
+done
