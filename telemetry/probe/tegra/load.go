@@ -43,7 +43,7 @@ func (p *parser) load(name, family string) bool {
 	case "GR3D":
 		return p.gpu(name, r)
 	case "GR3D_PCI":
-		p.out.DGPU = &GPU{Pct: r.pct, MHz: r.mhz, Off: r.off}
+		p.out.DGPU = newGPU(r)
 		return true
 	case "EMC":
 		e := merge(p.out.EMC, r)
@@ -68,17 +68,25 @@ func (p *parser) gpu(name string, r reading) bool {
 	second := strings.HasPrefix(name, "GR3D2")
 	switch {
 	case !second:
-		p.out.GR3D = &GPU{Pct: r.pct, MHz: r.mhz, Off: r.off}
-	case g == nil:
+		p.out.GR3D = newGPU(r)
+	case g == nil || len(g.MHz)+len(r.mhz) >= maxClocks:
 		return false
 	default:
-		if len(g.MHz)+len(r.mhz) > maxClocks {
-			return false
+		if len(g.MHz) == 0 && len(r.mhz) > 0 {
+			g.MHz = append(g.MHz, nil) // the first cluster printed no clock
 		}
 		g.Pct2 = r.pct
 		g.MHz = append(g.MHz, r.mhz...)
 	}
 	return true
+}
+
+func newGPU(r reading) *GPU {
+	g := &GPU{Pct: r.pct, MHz: r.mhz, Off: r.off}
+	if g.MHz == nil {
+		g.MHz = []*float64{} // an empty list in JSON, not null
+	}
+	return g
 }
 
 // merge adds a reading to what an earlier field (VIC_LOAD beside VIC_FREQ)
@@ -151,6 +159,8 @@ func (p *parser) clock() ([]*float64, bool) {
 				return false
 			}
 			v = &n
+		case strings.HasPrefix(p.s[p.pos:], "N/A"):
+			p.pos += len("N/A")
 		case isLetter(p.peek()):
 			if w := p.letters(); !strings.EqualFold(w, "off") {
 				return false

@@ -83,7 +83,11 @@ func (p *parser) field() {
 	case name == "EDP":
 		ok = p.edp()
 	case family != "":
-		ok = p.load(name, family)
+		value := p.pos
+		if ok = p.load(name, family); !ok {
+			p.pos = value
+			ok = p.rail(name)
+		}
 	default:
 		ok = p.rail(name)
 	}
@@ -91,8 +95,7 @@ func (p *parser) field() {
 		return
 	}
 	// Not what the name promised: keep the text up to the end of the value,
-	// or to where reading stopped, whichever is later.
-	stopped := p.pos
+	// or to where a list that did not fit was read, whichever is later.
 	p.pos = afterName
 	p.blank()
 	if valueLike(p.s[p.pos:]) {
@@ -101,8 +104,8 @@ func (p *parser) field() {
 	} else {
 		p.pos = afterName
 	}
-	if p.pos < stopped {
-		p.pos = stopped
+	if p.pos < p.far {
+		p.pos = p.far
 		p.word()
 	}
 	p.unknown(name, strings.TrimSpace(p.s[min(start+len(name), p.pos):p.pos]))
@@ -196,8 +199,6 @@ func freeName[V any](m map[string]V, name string) string {
 // kilo returns how many kB a unit is.
 func kilo(unit string) (float64, bool) {
 	switch unit {
-	case "B":
-		return 1.0 / 1024, true
 	case "kB", "KB", "KiB":
 		return 1, true
 	case "MB", "MiB":

@@ -8,6 +8,7 @@ import "strings"
 type scanner struct {
 	s   string
 	pos int
+	far int // how far a list was read: a field that fails starts no second time before it
 }
 
 func (c *scanner) blank() {
@@ -104,12 +105,12 @@ func (c *scanner) pct() (float64, bool) {
 
 // list reads "[a,b,…]" by calling elem at the start of each element. Elements
 // that elem cannot read are skipped up to the next comma and reported as bad.
-// It fails, with the position after what it looked at, when the bracket does
-// not close.
+// It fails when the bracket does not close.
 func (c *scanner) list(elem func() bool, bad func(text string)) bool {
 	if !c.eat('[') {
 		return false
 	}
+	defer func() { c.far = max(c.far, c.pos) }()
 	c.blank()
 	if c.eat(']') {
 		return true
