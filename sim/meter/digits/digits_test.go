@@ -29,7 +29,7 @@ func TestLoad(t *testing.T) {
 	if want := [10]int{980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009}; perLabel != want {
 		t.Errorf("test digits per label: got %v, want %v", perLabel, want)
 	}
-	const want = ota.Digest("DIGEST")
+	const want = ota.Digest("sha256:625c86df0a1319fc9ee83afae9b44174ea5c67d979d470d0a9945b3682b01ff3")
 	if got := d.Digest(); got != want {
 		t.Errorf("digest: got %s, want %s", got, want)
 	}
