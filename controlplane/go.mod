@@ -2,6 +2,8 @@ module github.com/skein-fleet/skein/controlplane
 
 go 1.26.7
 
+ignore ./dashboard/node_modules
+
 require (
 	github.com/skein-fleet/skein/ota v0.0.0-00010101000000-000000000000
 	github.com/skein-fleet/skein/proto v0.0.0-00010101000000-000000000000
