@@ -20,6 +20,9 @@ var (
 	// ErrNoCapacity is returned when memory would not hold the workload
 	// beside those loaded; the agent unloads the old one first and tries again.
 	ErrNoCapacity = errors.New("not enough memory for the workload")
+	// ErrBadRequest is returned by Infer for inputs that the model does not
+	// take: the caller is at fault, and trying again is useless.
+	ErrBadRequest = errors.New("request does not fit the model")
 )
 
 // Workload is one model server to run: the model files of one release laid out
