@@ -37,7 +37,7 @@ func few(d *digits.Digits, train, test int) *digits.Digits {
 // and its variants to what the demo tells of them.
 func TestTrainReachesTheGoal(t *testing.T) {
 	if testing.Short() {
-		t.Skip("takes about 15 s of two cores")
+		t.Skip("takes about 8 s of two cores")
 	}
 	d := load(t)
 	m, met, err := Train(t.Context(), TrainOptions{Data: d, Seed: 1})

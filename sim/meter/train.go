@@ -21,16 +21,16 @@ type TrainOptions struct {
 	Seed      uint64
 	Arch      nn.Arch   // [nn.Default]
 	Normalise Normalise // [MNIST]
-	Epochs    int       // passes over the training digits [2]
+	Epochs    int       // passes over the training digits [1]
 	Steps     int       // optimiser steps; overrides Epochs when not 0
-	Batch     int       // images in a step [64]
-	Rate      float64   // of Adam at its height; it falls to 0 along a cosine [0.004]
+	Batch     int       // images in a step [32]
+	Rate      float64   // of Adam at its height; it falls to 0 along a cosine [0.006]
 	Workers   int       // goroutines [2]; no influence on the result
 	Run       string    // name of the run [made from the options and the data]
 
 	// Checkpoint is a file that holds the state of the training. When it is
 	// there, training goes on from it; it is written every CheckpointEvery
-	// steps [200], when ctx ends, and at the end.
+	// steps [500], when ctx ends, and at the end.
 	Checkpoint      string
 	CheckpointEvery int
 
@@ -57,8 +57,8 @@ type Metrics struct {
 func (o TrainOptions) withDefaults() (TrainOptions, error) {
 	o.Arch = cmp.Or(o.Arch, nn.Default())
 	o.Normalise = cmp.Or(o.Normalise, MNIST())
-	o.Epochs, o.Batch = cmp.Or(o.Epochs, 2), cmp.Or(o.Batch, 64)
-	o.Rate, o.CheckpointEvery = cmp.Or(o.Rate, 0.004), cmp.Or(o.CheckpointEvery, 200)
+	o.Epochs, o.Batch = cmp.Or(o.Epochs, 1), cmp.Or(o.Batch, 32)
+	o.Rate, o.CheckpointEvery = cmp.Or(o.Rate, 0.006), cmp.Or(o.CheckpointEvery, 500)
 	if o.Data == nil || len(o.Data.Train.Images) == 0 || len(o.Data.Test.Images) == 0 {
 		return o, fmt.Errorf("%w: no digits to train on", ErrBadOptions)
 	}
