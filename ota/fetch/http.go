@@ -1,0 +1,132 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/skein-fleet/skein/ota"
+)
+
+// ErrAnswer is returned for answers that are not what was asked for.
+var ErrAnswer = errors.New("unusable answer")
+
+type httpSource struct {
+	client *http.Client
+	base   string
+}
+
+// HTTP returns the source of a control plane, registry or cache: ranges of
+// GET BASE/v2/skein/blobs/DIGEST. The client must not have a total timeout.
+func HTTP(client *http.Client, baseURL string) Source {
+	return httpSource{client: client, base: strings.TrimSuffix(baseURL, "/")}
+}
+
+// Open implements Source.
+func (s httpSource) Open(ctx context.Context, d ota.Digest, offset, length int64) (io.ReadCloser, error) {
+	if length <= 0 || offset < 0 {
+		return nil, fmt.Errorf("%w: range %d+%d", ErrAnswer, offset, length)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.base+"/v2/skein/blobs/"+string(d), nil)
+	if err != nil {
+		return nil, fmt.Errorf("ask for %s: %w", d.Short(), err)
+	}
+	req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, offset+length-1))
+	// Nobody may re-encode on the way: offsets are those of the blob.
+	req.Header.Set("Accept-Encoding", "identity")
+	resp, err := s.client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("ask for %s: %w", d.Short(), err)
+	}
+	if err := accept(resp, offset); err != nil {
+		return nil, errors.Join(fmt.Errorf("ask for %s: %w", d.Short(), err), resp.Body.Close())
+	}
+	if resp.StatusCode == http.StatusOK && offset > 0 {
+		// The server, or something before it, does not do ranges.
+		if _, err := io.CopyN(io.Discard, resp.Body, offset); err != nil {
+			return nil, errors.Join(fmt.Errorf("ask for %s: skip to %d: %w", d.Short(), offset, err), resp.Body.Close())
+		}
+	}
+	return resp.Body, nil
+}
+
+// accept classifies an answer.
+func accept(resp *http.Response, offset int64) error {
+	if e := resp.Header.Get("Content-Encoding"); e != "" && e != "identity" {
+		return fmt.Errorf("%w: content encoding %q", ErrAnswer, e)
+	}
+	switch resp.StatusCode {
+	case http.StatusOK:
+		return nil
+	case http.StatusPartialContent:
+		cr := resp.Header.Get("Content-Range")
+		if first, ok := firstByte(cr); !ok || first != offset {
+			return fmt.Errorf("%w: content range %q, want it from %d", ErrAnswer, cr, offset)
+		}
+		return nil
+	case http.StatusNotFound, http.StatusGone:
+		return fmt.Errorf("%w: %s", ErrNotFound, resp.Status)
+	case http.StatusForbidden, http.StatusUnauthorized:
+		return fmt.Errorf("%w: %s", ErrForbidden, resp.Status)
+	}
+	err := fmt.Errorf("%w: %s", ErrAnswer, resp.Status)
+	if wait := retryAfter(resp.Header.Get("Retry-After")); wait > 0 {
+		return &RetryAfter{Wait: wait, Err: err}
+	}
+	return err
+}
+
+// firstByte reads N of "bytes N-M/T".
+func firstByte(contentRange string) (int64, bool) {
+	rest, ok := strings.CutPrefix(contentRange, "bytes ")
+	first, _, cut := strings.Cut(rest, "-")
+	n, err := strconv.ParseInt(first, 10, 64)
+	return n, ok && cut && err == nil
+}
+
+// retryAfter reads seconds; the date form needs a clock that devices lack.
+func retryAfter(h string) time.Duration {
+	n, err := strconv.ParseUint(strings.TrimSpace(h), 10, 32)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(n) * time.Second
+}
+
+// MaxMetadata bounds one file of trust metadata.
+const MaxMetadata = 5 << 20
+
+// HTTPMetadata returns a trust.MetadataSource: GET BASE/tuf/NAME, fs.ErrNotExist
+// for 404. It reads at most MaxMetadata and one byte.
+func HTTPMetadata(client *http.Client, baseURL string) func(ctx context.Context, name string) ([]byte, error) {
+	base := strings.TrimSuffix(baseURL, "/")
+	return func(ctx context.Context, name string) ([]byte, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/tuf/"+url.PathEscape(name), nil)
+		if err != nil {
+			return nil, fmt.Errorf("ask for %s: %w", name, err)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return nil, fmt.Errorf("ask for %s: %w", name, err)
+		}
+		defer resp.Body.Close()
+		if err := accept(resp, 0); err != nil {
+			if errors.Is(err, ErrNotFound) {
+				err = fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+			}
+			return nil, fmt.Errorf("ask for %s: %w", name, err)
+		}
+		b, err := io.ReadAll(io.LimitReader(resp.Body, MaxMetadata+1))
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", name, err)
+		}
+		return b, nil
+	}
+}
