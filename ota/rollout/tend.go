@@ -119,16 +119,17 @@ func (p *planner) heard(e Exec, d *Device) Elapsed {
 	return heard
 }
 
-// settle retries or withdraws what did not end well.
+// settle retries or withdraws what did not end well. What a newer rollout has
+// is that rollout's to settle.
 func (p *planner) settle(id string, e Exec, d *Device) {
-	if d == nil || e.Attempts == 0 || e.Withdrawn {
+	if d == nil || d.Newer != "" || e.Attempts == 0 || e.Withdrawn {
 		return
 	}
 	switch {
 	case e.Status == Skipped || e.Status == Cancelled:
 	case e.Status != FailedState || e.Class == ota.Superseded:
 		return
-	case p.mayRetry(e):
+	case d.Incompatible == "" && p.mayRetry(e):
 		wait := p.backoff(e.Attempts)
 		p.emit(Decision{Kind: RetryLater, Wave: e.Wave, Device: id, Wait: wait,
 			Reason: fmt.Sprintf("attempt %d ended %s (%s): next in %s", e.Attempts, e.Class, e.Detail, wait)})
