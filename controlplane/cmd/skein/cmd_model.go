@@ -1,0 +1,94 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	artifactv1 "github.com/skein-fleet/skein/proto/gen/skein/artifact/v1"
+)
+
+func (a *app) modelCmd() *cobra.Command {
+	return group("model", "models and their versions", "  skein model push meter --onnx model.onnx --golden golden.json", a.modelPushCmd(), a.modelListCmd(), a.modelShowCmd())
+}
+
+func (a *app) modelPushCmd() *cobra.Command {
+	var onnx, golden, description string
+	var meta []string
+	c := &cobra.Command{
+		Use: "push NAME", Short: "upload an ONNX file and its golden set as the next version", Args: args(cobra.ExactArgs(1)),
+		Long:    "Uploads resume where they broke off; bytes that the server has are not sent again.\nPushing the same bytes twice gives the version made the first time.",
+		Example: "  skein model push meter --onnx model.onnx --golden golden.json --meta git=4f2a",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			metadata, err := pairs(meta)
+			if err != nil {
+				return err
+			}
+			req := &artifactv1.PushModelRequest{Model: args[0], Description: description, Metadata: metadata}
+			if req.OnnxDigest, err = a.upload(cmd.Context(), onnx); err != nil {
+				return err
+			}
+			if req.GoldenDigest, err = a.upload(cmd.Context(), golden); err != nil {
+				return err
+			}
+			r, err := a.models().PushModel(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			return a.emit(r, func(w io.Writer) {
+				v := r.GetVersion()
+				known := ""
+				if r.GetExisting() {
+					known = " (pushed before)"
+				}
+				fmt.Fprintf(w, "%s@%d  %s  %s%s\n", v.GetModel(), v.GetVersion(), short(v.GetOnnx().GetDigest()), size(v.GetOnnx().GetSize()), known)
+			})
+		},
+	}
+	c.Flags().StringVar(&onnx, "onnx", "", "ONNX file")
+	c.Flags().StringVar(&golden, "golden", "", "golden set, JSON (format in ota/manifest)")
+	c.Flags().StringVar(&description, "description", "", "for people")
+	c.Flags().StringSliceVar(&meta, "meta", nil, "key=value to keep with the version")
+	for _, name := range []string{"onnx", "golden"} {
+		_ = c.MarkFlagRequired(name)
+	}
+	return c
+}
+
+func (a *app) modelListCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "list models", Args: args(cobra.NoArgs), Example: "  skein model list",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r, err := a.models().ListModels(cmd.Context(), &artifactv1.ListModelsRequest{})
+			if err != nil {
+				return err
+			}
+			return a.emit(r, func(w io.Writer) {
+				row(w, "NAME", "LATEST", "CREATED")
+				for _, m := range r.GetModels() {
+					row(w, m.GetName(), m.GetLatestVersion(), stamp(m.GetCreated()))
+				}
+			})
+		},
+	}
+}
+
+func (a *app) modelShowCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "show NAME[@VERSION]", Short: "show a model's versions", Args: args(cobra.ExactArgs(1)), Example: "  skein model show meter@2",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := a.models().GetModel(cmd.Context(), &artifactv1.GetModelRequest{Model: args[0]})
+			if err != nil {
+				return err
+			}
+			return a.emit(r, func(w io.Writer) {
+				row(w, "VERSION", "ONNX", "SIZE", "GOLDEN", "CREATED", "BY", "METADATA", "DESCRIPTION")
+				for _, v := range r.GetVersions() {
+					row(w, v.GetVersion(), short(v.GetOnnx().GetDigest()), size(v.GetOnnx().GetSize()), short(v.GetGolden().GetDigest()),
+						stamp(v.GetCreated()), v.GetCreatedBy(), labels(v.GetMetadata()), v.GetDescription())
+				}
+			})
+		},
+	}
+}

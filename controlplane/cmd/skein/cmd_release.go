@@ -1,0 +1,142 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	releasev1 "github.com/skein-fleet/skein/proto/gen/skein/release/v1"
+)
+
+func (a *app) releaseCmd() *cobra.Command {
+	return group("release", "signed, immutable releases", "  skein release create meter --model meter@1", a.releaseCreateCmd(), a.releaseListCmd(), a.releaseShowCmd())
+}
+
+// declaration reads KEY:TYPE[=DEFAULT][!].
+func declaration(s string) (*releasev1.ParameterDeclaration, error) {
+	spec, required := strings.CutSuffix(s, "!")
+	head, def, _ := strings.Cut(spec, "=")
+	key, kind, ok := strings.Cut(head, ":")
+	if !ok || key == "" || kind == "" {
+		return nil, usageError{fmt.Errorf("--param %q: want KEY:TYPE, KEY:TYPE=DEFAULT or KEY:TYPE! (required)", s)}
+	}
+	return &releasev1.ParameterDeclaration{Key: key, Type: kind, Default: def, Required: required}, nil
+}
+
+func (a *app) releaseCreateCmd() *cobra.Command {
+	req := &releasev1.CreateReleaseRequest{}
+	var soak time.Duration
+	var params []string
+	c := &cobra.Command{
+		Use: "create NAME", Short: "make a signed release from a model version", Args: args(cobra.ExactArgs(1)),
+		Long:    "Writes an OCI image index with one manifest per target, lists it in the TUF targets and signs.\nParameter types: string, int, float, bool, url, secret.",
+		Example: "  skein release create meter --model meter@1\n  skein release create meter --model meter@2 --param camera_url:url! --param threshold:float=0.8 --soak 30s",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req.Name = args[0]
+			req.SoakSeconds = int64(soak.Seconds())
+			for _, p := range params {
+				d, err := declaration(p)
+				if err != nil {
+					return err
+				}
+				req.Parameters = append(req.Parameters, d)
+			}
+			r, err := a.releases().CreateRelease(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			return a.emit(r, func(w io.Writer) { releaseDetails(w, r.GetRelease()) })
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&req.Model, "model", "", "model version, NAME@VERSION")
+	f.StringVar(&req.Version, "version", "", "version text; default is the next number")
+	f.StringSliceVar(&req.Targets, "target", nil, "targets to serve; default is every target of the fleet")
+	f.StringArrayVar(&params, "param", nil, "declare a parameter: KEY:TYPE[=DEFAULT] or KEY:TYPE!")
+	f.DurationVar(&soak, "soak", 0, "how long a device watches the release before it commits")
+	_ = c.MarkFlagRequired("model")
+	return c
+}
+
+func releaseDetails(w io.Writer, r *releasev1.Release) {
+	row(w, "release", r.GetName()+"@"+r.GetVersion())
+	row(w, "digest", r.GetDigest())
+	row(w, "counter", r.GetCounter())
+	row(w, "model", fmt.Sprintf("%s@%d", r.GetModel(), r.GetModelVersion()))
+	row(w, "size", size(r.GetBytes()))
+	row(w, "soak", time.Duration(r.GetSoakSeconds())*time.Second)
+	row(w, "created", stamp(r.GetCreated())+" by "+r.GetCreatedBy())
+	row(w, "running", fmt.Sprintf("%d devices", r.GetRunning()))
+	for _, t := range r.GetTargets() {
+		row(w, "target", t.GetTarget()+"  "+short(t.GetManifestDigest())+"  "+size(t.GetBytes()))
+	}
+	for _, p := range r.GetParameters() {
+		text := p.GetKey() + ": " + p.GetType()
+		if p.GetDefault() != "" {
+			text += " = " + p.GetDefault()
+		}
+		if p.GetRequired() {
+			text += ", required"
+		}
+		row(w, "parameter", text)
+	}
+}
+
+func (a *app) releaseListCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "list releases, newest first", Args: args(cobra.NoArgs), Example: "  skein release list",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r, err := a.releases().ListReleases(cmd.Context(), &releasev1.ListReleasesRequest{})
+			if err != nil {
+				return err
+			}
+			return a.emit(r, func(w io.Writer) {
+				row(w, "RELEASE", "DIGEST", "MODEL", "TARGETS", "SIZE", "RUNNING", "CREATED", "BY")
+				for _, x := range r.GetReleases() {
+					row(w, x.GetName()+"@"+x.GetVersion(), short(x.GetDigest()), fmt.Sprintf("%s@%d", x.GetModel(), x.GetModelVersion()),
+						len(x.GetTargets()), size(x.GetBytes()), x.GetRunning(), stamp(x.GetCreated()), x.GetCreatedBy())
+				}
+			})
+		},
+	}
+}
+
+func (a *app) releaseShowCmd() *cobra.Command {
+	var index bool
+	c := &cobra.Command{
+		Use: "show RELEASE", Short: "show a release", Args: args(cobra.ExactArgs(1)),
+		Example:           "  skein release show meter@1\n  skein release show meter@1 --index",
+		ValidArgsFunction: a.completeReleases,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := a.releases().GetRelease(cmd.Context(), &releasev1.GetReleaseRequest{Release: args[0]})
+			if err != nil {
+				return err
+			}
+			if index {
+				_, err := a.env.stdout.Write(r.GetIndex())
+				return err
+			}
+			return a.emit(r, func(w io.Writer) { releaseDetails(w, r.GetRelease()) })
+		},
+	}
+	c.Flags().BoolVar(&index, "index", false, "print the signed OCI index as it is")
+	return c
+}
+
+func (a *app) completeReleases(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if a.loadConfig() != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	r, err := a.releases().ListReleases(cmd.Context(), &releasev1.ListReleasesRequest{})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, x := range r.GetReleases() {
+		names = append(names, x.GetName()+"@"+x.GetVersion())
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+)
+
+// environment is what the program takes from its surroundings.
+type environment struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	getenv         func(string) string
+	configDir      func() (string, error)
+}
+
+// Exit codes, documented in the help of the root command.
+const (
+	exitOK          = 0
+	exitError       = 1
+	exitUsage       = 2
+	exitNotFound    = 3
+	exitDenied      = 4
+	exitConflict    = 5
+	exitUnreachable = 6
+	exitRollout     = 7
+	exitInterrupted = 130
+)
+
+// usageError is a wrong call: the help of the command is the hint.
+type usageError struct{ error }
+
+// rolloutError says that a watched rollout ended without success.
+type rolloutError struct{ phase, reason string }
+
+func (e rolloutError) Error() string { return "rollout " + e.phase + ": " + e.reason }
+
+// hinted carries what to do next beside the error.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h hinted) Unwrap() error { return h.error }
+
+// app is what all commands share.
+type app struct {
+	env    environment
+	flags  globalFlags
+	config config
+}
+
+type globalFlags struct {
+	server, token, context, output string
+}
+
+func run(ctx context.Context, args []string, env environment) int {
+	a := &app{env: env}
+	cmd := a.root()
+	cmd.SetArgs(args)
+	cmd.SetIn(env.stdin)
+	cmd.SetOut(env.stdout)
+	cmd.SetErr(env.stderr)
+	err := cmd.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	code, text, hint := a.classify(ctx, err)
+	fmt.Fprintf(env.stderr, "skein: error: %s\n", text)
+	if hint != "" {
+		fmt.Fprintf(env.stderr, "skein: hint: %s\n", hint)
+	}
+	return code
+}
+
+func (a *app) root() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "skein",
+		Short: "manage a fleet of NVIDIA Jetson inference devices",
+		Long: `skein ships models to a fleet of NVIDIA Jetsons, watches how they do, and
+takes them back when they go wrong.
+
+Exit codes:
+  0    done
+  1    other error
+  2    wrong usage
+  3    not found
+  4    not logged in, or not allowed
+  5    conflict: the state of the thing forbids it
+  6    the server cannot be reached
+  7    a watched rollout ended without success
+  130  interrupted`,
+		Example: `  skein login --server http://127.0.0.1:8080 --token skp_...
+  skein device list
+  skein model push meter --onnx model.onnx --golden golden.json
+  skein release create meter --model meter@1
+  skein rollout start --release meter@1 --watch`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Version:       version,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			switch a.flags.output {
+			case "table", "json":
+			default:
+				return usageError{fmt.Errorf("--output %q: want table or json", a.flags.output)}
+			}
+			return a.loadConfig()
+		},
+	}
+	f := cmd.PersistentFlags()
+	f.StringVar(&a.flags.server, "server", "", "address of skeind, for example http://127.0.0.1:8080 (env SKEIN_SERVER)")
+	f.StringVar(&a.flags.token, "token", "", "credential (env SKEIN_TOKEN)")
+	f.StringVar(&a.flags.context, "context", "", "saved login to use (env SKEIN_CONTEXT)")
+	f.StringVarP(&a.flags.output, "output", "o", "table", "table or json")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w (see: %s --help)", err, c.CommandPath())}
+	})
+	cmd.AddCommand(a.loginCmd(), a.contextCmd(), a.whoamiCmd(), a.deviceCmd(), a.fleetCmd(), a.tokenCmd(), a.paramCmd(),
+		a.modelCmd(), a.releaseCmd(), a.rolloutCmd(), a.auditCmd(), a.credentialCmd(), a.trustCmd())
+	return cmd
+}
+
+// group is a command that only holds others.
+func group(use, short, example string, children ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short, Example: example, RunE: func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usageError{fmt.Errorf("unknown command %q for %q (see: %s --help)", args[0], c.CommandPath(), c.CommandPath())}
+		}
+		return c.Help()
+	}}
+	c.AddCommand(children...)
+	return c
+}
+
+// args wraps a cobra check so that its error counts as wrong usage.
+func args(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(c *cobra.Command, a []string) error {
+		if err := check(c, a); err != nil {
+			return usageError{fmt.Errorf("%w (usage: %s)", err, c.UseLine())}
+		}
+		return nil
+	}
+}
+
+// classify maps an error to exit code, text and hint.
+func (a *app) classify(ctx context.Context, err error) (code int, text, hint string) {
+	text = err.Error()
+	if h, ok := errors.AsType[hinted](err); ok {
+		hint = h.hint
+	}
+	if _, ok := errors.AsType[usageError](err); ok || strings.HasPrefix(text, "unknown command") {
+		return exitUsage, text, hint
+	}
+	if _, ok := errors.AsType[rolloutError](err); ok {
+		return exitRollout, text, hint
+	}
+	if ctx.Err() != nil {
+		return exitInterrupted, "interrupted", ""
+	}
+	if isUnreachable(err) {
+		return exitUnreachable, fmt.Sprintf("reach skeind at %s: %s", a.config.server, rootCause(err)),
+			"is skeind running there? set --server or SKEIN_SERVER"
+	}
+	if ce, ok := errors.AsType[*connect.Error](err); ok {
+		text = ce.Message()
+		switch ce.Code() {
+		case connect.CodeNotFound:
+			return exitNotFound, text, hint
+		case connect.CodeUnauthenticated:
+			return exitDenied, text, "log in with: skein login --server URL --token TOKEN"
+		case connect.CodePermissionDenied:
+			return exitDenied, text, "skein whoami shows your role"
+		case connect.CodeFailedPrecondition, connect.CodeAlreadyExists, connect.CodeAborted:
+			return exitConflict, text, hint
+		case connect.CodeInvalidArgument:
+			return exitUsage, text, hint
+		}
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return exitNotFound, text, hint
+	}
+	return exitError, text, hint
+}
+
+func isUnreachable(err error) bool {
+	if _, ok := errors.AsType[*net.OpError](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[*url.Error](err); ok {
+		return true
+	}
+	return connect.CodeOf(err) == connect.CodeUnavailable
+}
+
+func rootCause(err error) string {
+	for {
+		next := errors.Unwrap(err)
+		if next == nil {
+			return err.Error()
+		}
+		err = next
+	}
+}
