@@ -1,0 +1,46 @@
+package blob
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+
+	"github.com/skein-fleet/skein/ota"
+)
+
+// Adopt makes the file name, in the same Files and outside blobs/ and partial/,
+// the blob d: for uploads whose digest is only known at their end. The file is
+// hashed and synced first; when it is not what d says it stays as it is and the
+// error is ErrDigestMismatch. A blob that is there already is no error, and the
+// file is removed. Nobody may write to the file meanwhile.
+func (s *Store) Adopt(ctx context.Context, name string, d ota.Digest) (size int64, err error) {
+	unlock, err := s.lock(ctx, d)
+	if err != nil {
+		return 0, err
+	}
+	defer unlock()
+	f, err := s.files.Open(name)
+	if err != nil {
+		return 0, err
+	}
+	h := sha256.New()
+	size, err = hashOf(ctx, h, f)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return 0, fmt.Errorf("hash %s: %w", name, err)
+	}
+	if got := ota.DigestFromSum([sha256.Size]byte(h.Sum(nil))); got != d {
+		return size, fmt.Errorf("%s is %s, not %s: %w", name, got.Short(), d.Short(), ErrDigestMismatch)
+	}
+	if have, err := s.Size(d); err == nil && have == size {
+		return size, s.files.Remove(name)
+	}
+	a, err := s.files.OpenAppend(name)
+	if err != nil {
+		return size, err
+	}
+	if err := errors.Join(a.Sync(), a.Close()); err != nil {
+		return size, fmt.Errorf("sync %s: %w", name, err)
+	}
+	return size, s.files.Rename(name, blobName(d))
+}
