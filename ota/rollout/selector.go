@@ -24,7 +24,7 @@ const (
 type Requirement struct {
 	Label  string   `json:"label"`
 	Op     Op       `json:"op"`
-	Values []string `json:"values"`
+	Values []string `json:"values,omitempty"`
 }
 
 // Selector chooses devices. All parts given must hold; the zero value selects

@@ -12,7 +12,7 @@ import (
 type Spec struct {
 	Release     ota.Digest  `json:"release"`
 	Selector    Selector    `json:"selector,omitzero"`
-	Waves       []Wave      `json:"waves"`
+	Waves       []Wave      `json:"waves,omitempty"`
 	Retry       Retry       `json:"retry,omitzero"`
 	OnAbort     OnAbort     `json:"onAbort,omitzero"`
 	RollbackTo  string      `json:"rollbackTo,omitempty"` // Previous or a release
