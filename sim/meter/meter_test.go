@@ -3,9 +3,11 @@ package meter
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -16,9 +18,12 @@ import (
 	"github.com/skein-fleet/skein/sim/meter/onnx"
 )
 
+var loadOnce = sync.OnceValues(func() (*digits.Digits, error) { return digits.Load(context.Background(), "") })
+
+// load returns the digits, which are read once and never changed.
 func load(t testing.TB) *digits.Digits {
 	t.Helper()
-	d, err := digits.Load(t.Context(), "")
+	d, err := loadOnce()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,18 +154,26 @@ func TestBadOptions(t *testing.T) {
 	}
 }
 
-// trained returns a small but working model.
+var trainOnce = sync.OnceValues(func() (*Model, error) {
+	d, err := loadOnce()
+	if err != nil {
+		return nil, err
+	}
+	m, met, err := Train(context.Background(), TrainOptions{Data: few(d, 6000, 1000), Seed: 3, Steps: 180})
+	if err == nil && met.Accuracy < 0.9 {
+		err = fmt.Errorf("accuracy %.3f after a short training", met.Accuracy)
+	}
+	return m, err
+})
+
+// trained returns a small but working model, which is made once.
 func trained(t testing.TB) (*Model, *digits.Digits) {
 	t.Helper()
-	d := load(t)
-	m, met, err := Train(t.Context(), TrainOptions{Data: few(d, 6000, 1000), Seed: 3, Steps: 180})
+	m, err := trainOnce()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if met.Accuracy < 0.9 {
-		t.Fatalf("accuracy %.3f after a short training", met.Accuracy)
-	}
-	return m, d
+	return m, load(t)
 }
 
 func session(t testing.TB, m *Model, o ExportOptions) *interp.Session {

@@ -305,7 +305,8 @@ func switchUnderLoad(t *testing.T, rt runtime.Runtime, f Fixtures) {
 		})
 	}
 	old, next := f.A, f.B
-	for range 20 {
+	// Enough switches, and enough requests among them, however the goroutines run.
+	for i := 0; (i < 20 || answered.Load() < 40) && !t.Failed(); i++ {
 		mustLoad(t, rt, next)
 		mustSwitch(t, rt, next.ID)
 		if err := rt.Unload(t.Context(), old.ID); err != nil {
@@ -315,9 +316,6 @@ func switchUnderLoad(t *testing.T, rt runtime.Runtime, f Fixtures) {
 	}
 	stop.Store(true)
 	wg.Wait()
-	if answered.Load() == 0 {
-		t.Error("no request was made")
-	}
 }
 
 func ownership(t *testing.T, rt runtime.Runtime, f Fixtures) {

@@ -19,7 +19,7 @@ func Compile(m *onnx.Model, limits Limits) (*Session, error) {
 	if err := m.Graph.Check(); err != nil {
 		return nil, err
 	}
-	limits.Values = cmp.Or(limits.Values, 16<<20)
+	limits.Values = min(cmp.Or(limits.Values, 16<<20), 1<<31)
 	limits.MACs = cmp.Or(limits.MACs, 1<<36)
 	s := &Session{model: m, limits: limits}
 	c := &compiler{s: s, numbers: map[string]int{}, ints: map[string][]int64{},

@@ -111,14 +111,24 @@ type work struct {
 	at     int // value number of the output of the node that runs
 }
 
+// size multiplies sizes. As in onnx.Elements a size of 0 does not excuse the
+// others, so that no later product of sizes can overflow.
+func (w *work) size(shape []int) (int64, error) {
+	n, bound := int64(1), int64(1)
+	for _, d := range shape {
+		if d < 0 || int64(d) > w.limits.Values || bound*int64(max(d, 1)) > w.limits.Values {
+			return 0, fmt.Errorf("%w: a tensor of shape %v: the limit is %d values", ErrTooLarge, shape, w.limits.Values)
+		}
+		n, bound = n*int64(d), bound*int64(max(d, 1))
+	}
+	return n, nil
+}
+
 // take gives out a shape and the buffer of the running node.
 func (w *work) take(out *value, shape ...int) error {
-	n := int64(1)
-	for _, d := range shape {
-		if d < 0 || int64(d) > w.limits.Values || n*int64(d) > w.limits.Values {
-			return fmt.Errorf("%w: a tensor of shape %v: the limit is %d values", ErrTooLarge, shape, w.limits.Values)
-		}
-		n *= int64(d)
+	n, err := w.size(shape)
+	if err != nil {
+		return err
 	}
 	if w.stats.Values += n; w.stats.Values > w.limits.Values {
 		return fmt.Errorf("%w: more than %d values", ErrTooLarge, w.limits.Values)

@@ -252,7 +252,7 @@ func buildReshape(c *compiler, n *onnx.Node, a *attrs) (op, error) {
 	if infers > 1 || len(to) > 8 || keepZero && infers > 0 && slices.Contains(to, 0) {
 		return nil, fmt.Errorf("%w: shape %v", ErrUnsupported, to)
 	}
-	return func(_ *work, in []*value, out *value) error {
+	return func(w *work, in []*value, out *value) error {
 		x := in[0]
 		out.shape, out.data = out.shape[:0], x.data
 		known, infer := int64(1), -1
@@ -279,6 +279,7 @@ func buildReshape(c *compiler, n *onnx.Node, a *attrs) (op, error) {
 		if known != int64(len(x.data)) {
 			return shapeErr("%v does not reshape to %v", x.shape, to)
 		}
-		return nil
+		_, err := w.size(out.shape)
+		return err
 	}, nil
 }

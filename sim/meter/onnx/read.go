@@ -292,14 +292,15 @@ func (t *Tensor) take(raw []byte, hasRaw bool) error {
 }
 
 // Elements multiplies a shape's sizes; it refuses negative sizes and products
-// that no file within MaxBytes could hold.
+// that no file within MaxBytes could hold. A size of 0 does not excuse the
+// others: no product of some of the sizes is beyond the bound either.
 func Elements(shape []int64) (int, error) {
-	n := int64(1)
+	n, bound := int64(1), int64(1)
 	for _, d := range shape {
-		if d < 0 || d > MaxBytes || n*d > MaxBytes {
+		if d < 0 || d > MaxBytes || bound*max(d, 1) > MaxBytes {
 			return 0, bad("shape %v is negative or too large", shape)
 		}
-		n *= d
+		n, bound = n*d, bound*max(d, 1)
 	}
 	return int(n), nil
 }
