@@ -1,0 +1,143 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/skein-fleet/skein/controlplane/internal/store"
+)
+
+// flushBatch bounds one write-behind transaction.
+const flushBatch = 1000
+
+// touched marks a twin for the next flush and tells subscribers.
+func (f *Fleet) touched(tw *twin) {
+	f.mu.Lock()
+	f.dirty[tw] = struct{}{}
+	f.mu.Unlock()
+	f.notify(tw.id)
+}
+
+func (f *Fleet) flushLoop(ctx context.Context) {
+	tick := time.NewTicker(f.cfg.FlushEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := f.Flush(ctx); err != nil && ctx.Err() == nil {
+				f.cfg.Logger.Error("write reported state", "error", err)
+			}
+		}
+	}
+}
+
+// Flush writes all reported state that is in memory alone. What could not be
+// written stays marked.
+func (f *Fleet) Flush(ctx context.Context) error {
+	f.mu.Lock()
+	dirty := f.dirty
+	f.dirty = map[*twin]struct{}{}
+	f.mu.Unlock()
+	batch := make([]*twin, 0, min(len(dirty), flushBatch))
+	var errs []error
+	flush := func() {
+		if len(batch) == 0 {
+			return
+		}
+		if err := f.flushBatch(ctx, batch); err != nil {
+			errs = append(errs, err)
+			f.mu.Lock()
+			for _, tw := range batch {
+				f.dirty[tw] = struct{}{}
+			}
+			f.mu.Unlock()
+		}
+		batch = batch[:0]
+	}
+	for tw := range dirty {
+		if batch = append(batch, tw); len(batch) == flushBatch {
+			flush()
+		}
+	}
+	flush()
+	return errors.Join(errs...)
+}
+
+func (f *Fleet) flushBatch(ctx context.Context, batch []*twin) error {
+	rows := make([]store.Twin, 0, len(batch))
+	var probed []*twin
+	for _, tw := range batch {
+		tw.mu.Lock()
+		row, err := tw.row()
+		if tw.targetChanged {
+			probed = append(probed, tw)
+		}
+		tw.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		rows = append(rows, row)
+	}
+	if err := f.cfg.Store.Update(ctx, func(tx *store.Tx) error { return tx.PutTwins(ctx, rows) }); err != nil {
+		return err
+	}
+	f.metrics.flushed.Add(float64(len(rows)))
+	return f.keepProbed(ctx, probed)
+}
+
+// keepProbed stores what devices found out about themselves in their records.
+func (f *Fleet) keepProbed(ctx context.Context, probed []*twin) error {
+	if len(probed) == 0 {
+		return nil
+	}
+	f.change.Lock() // records are changed under it alone
+	defer f.change.Unlock()
+	devices := make([]store.Device, len(probed))
+	for i, tw := range probed {
+		tw.mu.Lock()
+		devices[i], tw.targetChanged = tw.dev, false
+		tw.mu.Unlock()
+	}
+	err := f.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		for _, d := range devices {
+			if err := tx.PutDevice(ctx, d); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		for _, tw := range probed {
+			tw.mu.Lock()
+			tw.targetChanged = true
+			tw.mu.Unlock()
+		}
+	}
+	return err
+}
+
+// trimLoop keeps the newest events of each device.
+func (f *Fleet) trimLoop(ctx context.Context) {
+	tick := time.NewTicker(time.Hour)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := f.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+			tenants, err := tx.Tenants(ctx)
+			for _, t := range tenants {
+				err = errors.Join(err, tx.TrimEvents(ctx, t, f.cfg.KeepEvents))
+			}
+			return err
+		})
+		if err != nil && ctx.Err() == nil {
+			f.cfg.Logger.Error("trim events", "error", err)
+		}
+	}
+}
