@@ -14,7 +14,8 @@ type Kind string
 
 // The decisions. The first three ask for a message to a device: its desired
 // release becomes Decision.Release (empty: nothing runs). The rest only change
-// the state. Resume, Approve and an early Pause or Abort come from people.
+// the state. Resume, Approve and an early Pause or Abort come from people, an
+// Outage from the caller when it starts again.
 const (
 	Offer    Kind = "offer"
 	Withdraw Kind = "withdraw" // back to what ran before; it was not healthy yet
@@ -36,6 +37,7 @@ const (
 	Abort          Kind = "abort"
 	FinishAbort    Kind = "finish-abort"
 	Succeed        Kind = "succeed"
+	Outage         Kind = "outage" // the caller was away for Wait until At: no clock ran
 )
 
 // Sends reports whether the decision changes a device's desired release.
@@ -57,7 +59,7 @@ type Decision struct {
 	Device  string        `json:"device,omitempty"`
 	Release ota.Digest    `json:"release,omitempty"` // Offer, Withdraw, Rollback
 	Before  ota.Digest    `json:"before,omitempty"`  // Offer: what the device runs now
-	Wait    time.Duration `json:"wait,omitempty"`    // Retry: until the next offer
+	Wait    time.Duration `json:"wait,omitempty"`    // Retry: until the next offer; Outage: its length
 	Verdict gate.Verdict  `json:"verdict,omitempty"`
 	Phase   Phase         `json:"phase,omitempty"`   // FinishAbort
 	ByGate  bool          `json:"byGate,omitempty"`  // Pause for want of evidence

@@ -14,6 +14,14 @@
 // built by hand and applied. What devices say goes in through State.Observe.
 // Plan with unchanged input after its decisions were applied decides nothing.
 //
+// Each Offer is a new generation of the device's desired state, also when the
+// release is the same as in an attempt before; Report.Attempt ties an answer to
+// its offer. Report Restored once the device holds the desired state of a
+// Withdraw or Rollback and runs its release. After the caller was away, it
+// applies an Outage first, so that nobody is blamed for a silence that nobody
+// listened to. A Spec never changes under a running rollout: a changed spec is
+// a new rollout that supersedes it.
+//
 // Time inside a rollout is Elapsed: it starts with the rollout and stands still
 // while the rollout is paused, so no soak and no timeout runs in a pause.
 //

@@ -36,7 +36,10 @@ func (p *planner) draw(devices []*Device) []*Device {
 			}
 			return 1
 		}
-		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.d.ID, b.d.ID))
+		if a.rank != b.rank {
+			return cmp.Compare(a.rank, b.rank)
+		}
+		return cmp.Compare(a.d.ID, b.d.ID)
 	})
 	out := make([]*Device, len(all))
 	for i := range all {

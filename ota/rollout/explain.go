@@ -12,6 +12,9 @@ import (
 // or error, with what is known of its end. The first line is the answer.
 func Explain(spec Spec, state State, fleet []Device, evidence Evidence, now time.Time, deviceID string) []string {
 	p := newPlanner(spec, state, fleet, evidence, now)
+	if p.otherSpec() {
+		return []string{fmt.Sprintf("the spec has %d waves, the rollout was started with %d: a changed spec is a new rollout", len(p.spec.Waves), len(p.st.Waves))}
+	}
 	if deviceID != "" {
 		return p.explainDevice(deviceID)
 	}
@@ -39,9 +42,6 @@ func (p *planner) explainRollout() []string {
 	if pause := s.pause(); pause != nil {
 		lines = append(lines, fmt.Sprintf("paused since %s: %s; resume to go on%s", pause.From.UTC().Format(time.RFC3339), pause.Reason,
 			map[bool]string{true: ", or approve the wave as it is", false: ""}[pause.ByGate]))
-	}
-	if s.Wave >= len(s.Waves) || s.Wave >= len(p.spec.Waves) {
-		return append(lines, "the spec has other waves than the rollout was started with")
 	}
 	return append(lines, p.explainWave(s.Wave)...)
 }

@@ -14,6 +14,9 @@ import (
 // counts as listed last.
 func Plan(spec Spec, state State, fleet []Device, evidence Evidence, now time.Time) []Decision {
 	p := newPlanner(spec, state, fleet, evidence, now)
+	if p.otherSpec() {
+		return nil // Explain says why
+	}
 	switch state.Phase {
 	case Pending:
 		p.begin()
@@ -51,6 +54,12 @@ func newPlanner(spec Spec, state State, fleet []Device, evidence Evidence, now t
 	return p
 }
 
+// otherSpec reports whether the rollout was started with another spec: a changed
+// spec is a new rollout.
+func (p *planner) otherSpec() bool {
+	return p.st.Phase != Pending && p.st.Phase != Aborted && len(p.st.Waves) != len(p.spec.Waves)
+}
+
 // emit makes a decision if it fits the state.
 func (p *planner) emit(d Decision) {
 	d.At = p.now
@@ -61,7 +70,7 @@ func (p *planner) emit(d Decision) {
 
 func (p *planner) run() {
 	p.join()
-	for p.st.Phase == Running && p.st.Wave < len(p.st.Waves) && p.st.Wave < len(p.spec.Waves) {
+	for p.st.Phase == Running && p.st.Wave < len(p.st.Waves) {
 		p.tend()
 		if reason := p.mustAbort(); reason != "" {
 			p.emit(Decision{Kind: Abort, Wave: p.st.Wave, Reason: reason})

@@ -42,6 +42,8 @@ func (s *State) Apply(d Decision) bool {
 		return s.applyWave(d)
 	case Pause, Resume, Abort, FinishAbort, Succeed:
 		return s.applyPhase(d)
+	case Outage:
+		return s.outage(d)
 	default:
 		return s.applyDevice(d)
 	}
@@ -107,6 +109,28 @@ func (s *State) applyWave(d Decision) bool {
 			s.resume(d.At, d.Reason)
 		}
 	}
+	return true
+}
+
+// outage stops the clocks for a time that is over, in which nobody could hear
+// the devices: their silence then says nothing.
+func (s *State) outage(d Decision) bool {
+	if s.Phase != Running && s.Phase != Aborting || d.Wait <= 0 {
+		return false
+	}
+	from := d.At.Add(-d.Wait)
+	if from.Before(s.StartedAt) {
+		from = s.StartedAt
+	}
+	for _, p := range s.Pauses {
+		if p.To.After(from) {
+			from = p.To
+		}
+	}
+	if !from.Before(d.At) {
+		return false
+	}
+	s.Pauses = append(s.Pauses, PauseSpan{From: from, To: d.At, Reason: d.Reason})
 	return true
 }
 
