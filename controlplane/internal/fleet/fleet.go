@@ -171,7 +171,6 @@ type twin struct {
 	seen          seen
 	noise         rate
 	targetChanged bool
-	sealedTo      []byte // seal key that the wanted secrets are sealed to
 }
 
 // New returns an empty Fleet; Load fills it.

@@ -1,7 +1,6 @@
 package fleet
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -254,22 +253,4 @@ func (f *Fleet) Parameters(tenant, device string) ([]Param, error) {
 	}
 	slices.SortStableFunc(out, func(a, b Param) int { return a.Scope - b.Scope })
 	return out, nil
-}
-
-// reseal gives a device that renewed its seal key its secrets anew. The caller
-// holds change.
-func (f *Fleet) reseal(ctx context.Context, tw *twin) error {
-	tw.mu.Lock()
-	dev, w, ready := tw.dev, tw.wanted, tw.dev.State == store.DeviceActive && !tw.fromFuture
-	changed := !bytes.Equal(tw.sealedTo, dev.SealKey)
-	tw.sealedTo = dev.SealKey
-	tw.mu.Unlock()
-	if !changed || !ready || w == nil || w.Release == "" {
-		return nil
-	}
-	m, err := f.make(ctx, tw.tenant, intentOf(w, tw.id), f.params[tw.tenant], true)
-	if err != nil {
-		return err
-	}
-	return f.keep(ctx, []made{*m}, nil)
 }

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -17,6 +18,14 @@ import (
 func (f *Fleet) Enrolled(d store.Device, certNotAfter time.Time) error {
 	f.change.Lock()
 	defer f.change.Unlock()
+	if tw := f.find(d.Tenant, d.ID); tw != nil { // enrolled again: the twin's record is newer
+		tw.mu.Lock()
+		if certNotAfter.After(tw.certNotAfter) {
+			tw.certNotAfter = certNotAfter
+		}
+		tw.mu.Unlock()
+		return nil
+	}
 	tw, err := f.add(d, certNotAfter)
 	if err != nil {
 		return err
@@ -336,15 +345,33 @@ func (f *Fleet) Replace(ctx context.Context, tenant, oldID, newID string) (View,
 	return f.Get(tenant, newID)
 }
 
-// CertificateIssued notes when the newest certificate of a device ends, and
-// its new seal key when it gave one.
-func (f *Fleet) CertificateIssued(ctx context.Context, d store.Device, notAfter time.Time) error {
+// Renewed notes when the newest certificate of a device ends; with a new seal
+// key it gets its secrets anew.
+func (f *Fleet) Renewed(ctx context.Context, tenant, device string, sealKey []byte, certNotAfter time.Time) error {
 	f.change.Lock()
 	defer f.change.Unlock()
-	tw, err := f.add(d, notAfter)
+	tw := f.find(tenant, device)
+	if tw == nil {
+		return fmt.Errorf("%w: %s", ErrUnknownDevice, device)
+	}
+	tw.mu.Lock()
+	if certNotAfter.After(tw.certNotAfter) {
+		tw.certNotAfter = certNotAfter
+	}
+	again := len(sealKey) > 0 && !bytes.Equal(sealKey, tw.dev.SealKey)
+	if again {
+		tw.dev.SealKey = sealKey
+	}
+	w := tw.wanted
+	again = again && tw.dev.State == store.DeviceActive && !tw.fromFuture && w != nil && w.Release != ""
+	tw.mu.Unlock()
+	f.touched(tw)
+	if !again {
+		return nil
+	}
+	m, err := f.make(ctx, tenant, intentOf(w, device), f.params[tenant], true)
 	if err != nil {
 		return err
 	}
-	f.touched(tw)
-	return f.reseal(ctx, tw)
+	return f.keep(ctx, []made{*m}, nil)
 }

@@ -21,7 +21,6 @@ func (f *Fleet) add(d store.Device, certNotAfter time.Time) (*twin, error) {
 	tw := f.twins[d.ID]
 	if tw == nil {
 		tw = &twin{id: d.ID, tenant: d.Tenant}
-		tw.sealedTo = d.SealKey
 		f.twins[d.ID] = tw
 	}
 	tw.mu.Lock()

@@ -45,7 +45,8 @@ func scanDevice(scan func(...any) error) (Device, error) {
 	return d, err
 }
 
-// PutDevice inserts or replaces a device row.
+// PutDevice inserts a device row, or changes one; keys and token of an existing
+// row stay.
 func (tx *Tx) PutDevice(ctx context.Context, d Device) error {
 	if d.Labels == nil {
 		d.Labels = map[string]string{}
@@ -64,11 +65,16 @@ func (tx *Tx) PutDevice(ctx context.Context, d Device) error {
 	_, err = tx.ExecContext(ctx, `INSERT INTO devices (`+deviceColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
 		ON CONFLICT (tenant, id) DO UPDATE SET name = excluded.name, serial = excluded.serial, hardware = excluded.hardware,
 		labels = excluded.labels, capabilities = excluded.capabilities, target = excluded.target, state = excluded.state,
-		spki = excluded.spki, spki_hash = excluded.spki_hash, seal_key = excluded.seal_key, token = excluded.token,
 		revoked_why = excluded.revoked_why, replaced_by = excluded.replaced_by`,
 		d.Tenant, d.ID, d.Name, d.Serial, d.Hardware, labels, caps, d.Target, d.State, d.SPKI, d.SPKIHash, notNil(d.SealKey), d.Token,
 		millis(d.Enrolled), d.RevokedWhy, d.ReplacedBy)
 	return wrap(err, "store device "+d.ID)
+}
+
+// SetSealKey replaces the key to which a device's secrets are sealed.
+func (tx *Tx) SetSealKey(ctx context.Context, tenant, id string, key []byte) error {
+	res, err := tx.ExecContext(ctx, `UPDATE devices SET seal_key = ? WHERE tenant = ? AND id = ?`, key, tenant, id)
+	return changed(res, err, "device "+id)
 }
 
 // notNil gives an empty blob where a column may not be NULL.
