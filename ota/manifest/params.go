@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -25,6 +26,7 @@ const (
 	TypeFloat    = "float"
 	TypeBool     = "bool"
 	TypeDuration = "duration"
+	TypeURL      = "url"    // absolute, with a host
 	TypeSecret   = "secret" // a string that is sealed to the device
 )
 
@@ -67,7 +69,7 @@ func ValidateDecls(decls []ParamDecl) error {
 		seen[d.Key] = true
 		if d.Default == "" {
 			if _, known := typeWords[d.Type]; !known {
-				return fmt.Errorf("%w %q: type %q: want string, int, float, bool, duration or secret", ErrParam, d.Key, d.Type)
+				return fmt.Errorf("%w %q: type %q: want string, int, float, bool, duration, url or secret", ErrParam, d.Key, d.Type)
 			}
 			continue
 		}
@@ -84,6 +86,7 @@ func ValidateDecls(decls []ParamDecl) error {
 var typeWords = map[string]string{
 	TypeString: "text", TypeSecret: "text", TypeInt: "a whole number", TypeFloat: "a number",
 	TypeBool: "true or false", TypeDuration: "a duration such as 10m",
+	TypeURL: "an absolute URL such as rtsp://camera-1/stream",
 }
 
 // canonical checks text against a type and returns its one form.
@@ -116,8 +119,14 @@ func canonical(kind, text string) (string, error) {
 			return bad()
 		}
 		return d.String(), nil
+	case TypeURL:
+		u, err := url.Parse(strings.TrimSpace(text))
+		if err != nil || u.Scheme == "" || u.Host == "" {
+			return bad()
+		}
+		return u.String(), nil
 	}
-	return "", fmt.Errorf("type %q: want string, int, float, bool, duration or secret", kind)
+	return "", fmt.Errorf("type %q: want string, int, float, bool, duration, url or secret", kind)
 }
 
 // layerNames name the levels of Render in its errors.
