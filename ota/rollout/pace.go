@@ -91,7 +91,7 @@ func (c *pace) group(d *Device) *group {
 
 // unavailable reports whether a device counts against a disruption budget.
 func unavailable(e Exec, d *Device) bool {
-	lost := e.Attempts > 0 && e.Status == FailedState && (e.Class == ota.Silent || e.Class == ota.TimedOut) && !e.Confirmed
+	lost := d.Newer == "" && e.Attempts > 0 && e.Status == FailedState && (e.Class == ota.Silent || e.Class == ota.TimedOut) && !e.Confirmed
 	return !d.Online || e.InFlight() || e.Status == RollingBack || lost
 }
 

@@ -416,12 +416,12 @@ func TestStratifiedShare(t *testing.T) {
 		fleet = append(fleet, &Device{ID: fmt.Sprint(i), Labels: map[string]string{"site": site}})
 	}
 	for n, want := range map[int]string{1: "a", 3: "aab", 5: "aaabb", 7: "aaaabbc", 10: "aaaaaabbbc"} {
-		got := ""
+		var got strings.Builder
 		for _, d := range pick(fleet, n, []string{"site"}) {
-			got += d.Labels["site"]
+			got.WriteString(d.Labels["site"])
 		}
-		if n != 5 && got != want || len(got) != n {
-			t.Errorf("%d: %s, want %s", n, got, want)
+		if n != 5 && got.String() != want || len(got.String()) != n {
+			t.Errorf("%d: %s, want %s", n, got.String(), want)
 		}
 	}
 }
@@ -493,65 +493,67 @@ func TestChangedSpecIsRefused(t *testing.T) {
 	}
 }
 
-func TestExplainDevice(t *testing.T) {
+// Even a spec that nobody validated cannot retry what must not be retried.
+func TestRejectedIsNeverRetriedWhateverTheSpecSays(t *testing.T) {
 	spec := simple()
-	spec.Waves[0].PerTarget = 1
-	spec.Waves[0].Ramp.MaxInFlight = 1
-	spec.Waves = append(spec.Waves, Wave{Name: "rest"})
-	fleet := devices(9)
-	fleet[8].Labels = map[string]string{"site": "nowhere"}
-	spec.Selector = Selector{Match: []Requirement{{Label: "site", Op: NotEqual, Values: []string{"nowhere"}}}}
-	w := newWorld(spec, fleet, all(fleet, slow))
-	say := func(id string) string {
-		return strings.Join(Explain(w.spec, w.state, w.fleet, w.evidence(), w.now, id), "; ")
-	}
-	if got := say("d000"); got != "the rollout has not started" {
-		t.Error(got)
-	}
-	w.run(2)
-	first, second := w.state.Waves[0].Members[0], w.state.Waves[0].Members[1]
-	for id, want := range map[string]string{
-		first:                       "accepted",
-		second:                      "ramp: 1 devices are in flight, at most 1 may be",
-		w.state.Waves[1].Members[0]: `queued in wave "rest", which waits for wave "all"`,
-		"d008":                      "the selector (site!=nowhere) does not match",
-		"x":                         "not in the fleet",
-	} {
-		if got := say(id); !strings.Contains(got, want) {
-			t.Errorf("%s: %s; want …%s…", id, got, want)
-		}
-	}
-	w.setOnline(second, false)
-	if got := say(second); !strings.Contains(got, "offline (policy: skip") {
-		t.Error(got)
-	}
-	w.do(Decision{Kind: Pause, Reason: "by ann"})
-	if got := say(second); !strings.Contains(got, "paused: by ann") {
-		t.Error(got)
+	spec.Retry.PerFailure = map[ota.FailureClass]Count{ota.Rejected: 5, ota.Silent: 5}
+	w := newWorld(spec, devices(2), map[string]temper{"d000": refusing, "d001": silent})
+	w.run(200)
+	if w.count(Offer) != 2 || w.count(RetryLater) != 0 {
+		t.Errorf("%d offers, %d retries", w.count(Offer), w.count(RetryLater))
 	}
 }
 
-func TestPreview(t *testing.T) {
-	spec := Default(v2)
-	spec.Waves[1].Gate.Success.MinExecuted = 50
-	spec.Waves[2].Budget = Budget{GroupBy: []string{"site"}, MinAvailable: Devices(20)}
-	fleet := devices(24)
-	fleet[0].Release, fleet[1].Incompatible, fleet[1].Online = v2, "no engine for sm=7.2", false
-	out := Preview("r1", spec, fleet)
-	if out.Selected != 24 || !slices.Equal(out.Already, []string{"d000"}) || len(out.Never) != 1 || out.Never[0].Device != "d001" {
-		t.Errorf("%+v", out)
+func TestCanaryPrefersDevicesThatAreOnline(t *testing.T) {
+	spec := simple()
+	spec.Waves[0].Limit = Devices(4)
+	fleet := devices(40)
+	for i := range fleet {
+		fleet[i].Online = i%10 == 0
 	}
-	if n := out.Waves[0].Devices + out.Waves[1].Devices + out.Waves[2].Devices; n != 22 || len(out.Waves[0].Targets) != 3 {
-		t.Errorf("%d devices in waves, %d targets in the canary", n, len(out.Waves[0].Targets))
-	}
-	all := strings.Join(out.Warnings, "\n")
-	for _, want := range []string{"asks for 50 executed", "leaves nothing to update in 2 groups of up to 12 devices"} {
-		if !strings.Contains(all, want) {
-			t.Errorf("no warning …%s… in:\n%s", want, all)
+	for id, e := range newWorld(spec, fleet, nil).run(1).state.Exec {
+		if !strings.HasSuffix(id, "0") {
+			t.Errorf("%s was drawn and is offline: %+v", id, e)
 		}
 	}
-	spec.Selector.Labels = map[string]string{"site": "mars"}
-	if all := strings.Join(Preview("r1", spec, fleet).Warnings, "\n"); !strings.Contains(all, "matches no device") {
-		t.Error(all)
+}
+
+func TestResumeAfterNoEvidenceSoaksAgain(t *testing.T) {
+	spec := simple()
+	spec.Waves[0].Soak.Min = Duration(10 * time.Minute)
+	spec.Waves[0].Gate.Metrics = []MetricRule{{Name: "nothing_measures_this", MaxRatio: 2}}
+	w := newWorld(spec, devices(2), nil)
+	for w.count(Pause) == 0 {
+		w.step()
+	}
+	w.do(Decision{Kind: Resume, Reason: "look again"})
+	at := w.state.Clock(w.now)
+	for w.count(Pause) == 1 {
+		w.step()
+	}
+	if took := w.state.Clock(w.now) - at; took < 10*time.Minute {
+		t.Errorf("judged again after %s", took)
+	}
+}
+
+// What a device says of an earlier attempt changes nothing now.
+func TestReportOfAnEarlierAttempt(t *testing.T) {
+	s := New("r")
+	s.Apply(Decision{Kind: Assign, At: epoch, Waves: 1, Assign: []Assignment{{Device: "a"}}})
+	s.Apply(Decision{Kind: StartWave, At: epoch})
+	offer := Decision{Kind: Offer, At: epoch, Device: "a", Release: v2, Before: v1}
+	fail := Report{Device: "a", At: epoch, Attempt: 1, Status: FailedState}
+	s.Apply(offer)
+	s.Observe(fail)
+	s.Apply(Decision{Kind: RetryLater, At: epoch, Device: "a"})
+	s.Apply(offer)
+	if s.Observe(fail) || s.Exec["a"].Status != Offered {
+		t.Errorf("the second attempt is %s after a late word on the first", s.Exec["a"].Status)
+	}
+	if fail.Attempt = 2; !s.Observe(fail) || s.Exec["a"].Class != ota.Failed {
+		t.Errorf("the second attempt is %s", s.Exec["a"].Status)
+	}
+	if s.Observe(Report{Device: "stranger", At: epoch, Status: Done}) {
+		t.Error("a device that is not part of the rollout changed it")
 	}
 }

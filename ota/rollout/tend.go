@@ -44,7 +44,7 @@ func (p *planner) check(id string, e Exec, d *Device) {
 		p.checkQueued(id, e, d)
 	case e.InFlight():
 		p.checkInFlight(id, e, d)
-	case e.Wave == p.st.Wave && p.st.Waves[e.Wave].Verdict != gate.Pass:
+	case d.Newer == "" && e.Wave == p.st.Wave && p.st.Waves[e.Wave].Verdict != gate.Pass:
 		p.checkSilent(id, e, d)
 	}
 }
