@@ -1,6 +1,6 @@
 // Package ortcheck holds the ONNX writer and the interpreter against the
 // reference implementations: onnx.checker and ONNX Runtime, from PyPI. It has
-// tests only. Set SKEIN_ORT=1 to let them install a Python environment of
+// tests only. Set SKEIN_SLOW=1 to let them install a Python environment of
 // about 250 MB in the user's cache folder; -short leaves them out.
 package ortcheck
 
@@ -31,8 +31,8 @@ func python(t *testing.T) string {
 	if testing.Short() {
 		t.Skip("-short")
 	}
-	if os.Getenv("SKEIN_ORT") == "" {
-		t.Skip("set SKEIN_ORT=1 to check against ONNX Runtime (it installs Python packages into the cache folder)")
+	if os.Getenv("SKEIN_SLOW") == "" {
+		t.Skip("set SKEIN_SLOW=1 to check against ONNX Runtime (it installs Python packages into the cache folder)")
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
