@@ -183,7 +183,7 @@ func TestRefreshAcrossPowerCuts(t *testing.T) {
 		if !errors.Is(err, slot.ErrCut) {
 			t.Fatal(err)
 		}
-		for seed := range uint64(40) {
+		for seed := range uint64(12) {
 			after := w.mem.Crash(seed)
 			c, err := NewClient(after, w.anchor)
 			if err != nil {
@@ -216,7 +216,7 @@ func TestAddTargetAcrossPowerCuts(t *testing.T) {
 		if err == nil {
 			return
 		}
-		for seed := range uint64(20) {
+		for seed := range uint64(8) {
 			repo, err := openRepo(mem.Crash(seed))
 			if err != nil {
 				t.Fatalf("cut at %d, seed %d: %v", n, seed, err)
