@@ -1,0 +1,41 @@
+import type { Rollout, Wave } from "../gen/skein/rollout/v1/rollout_pb";
+import type { Share } from "../ui/basics";
+
+/** States of a device in a rollout, in the order in which they are drawn. */
+export const executionStates = ["healthy", "in-progress", "offered", "failed", "rolled-back", "queued", "withdrawn", "skipped"] as const;
+
+export const executionFill: Record<string, string> = {
+  healthy: "f-ok",
+  "in-progress": "f-info",
+  offered: "f-accent",
+  failed: "f-bad",
+  "rolled-back": "f-warn",
+  queued: "f-off",
+  withdrawn: "f-void",
+  skipped: "f-void",
+};
+
+export function waveParts(w: Wave): Share[] {
+  return [
+    { key: "healthy", label: "healthy", n: w.healthy, fill: "f-ok" },
+    { key: "in-progress", label: "in progress", n: w.inProgress, fill: "f-info" },
+    { key: "failed", label: "failed", n: w.failed, fill: "f-bad" },
+    { key: "rolled-back", label: "rolled back", n: w.rolledBack, fill: "f-warn" },
+    { key: "queued", label: "queued", n: Math.max(0, w.queued || w.devices - w.healthy - w.inProgress - w.failed - w.rolledBack), fill: "f-off" },
+  ];
+}
+
+export function rolloutParts(r: Rollout): Share[] {
+  const moving = r.waves.reduce((sum, w) => sum + w.inProgress, 0);
+  return [
+    { key: "healthy", label: "healthy", n: r.healthy, fill: "f-ok" },
+    { key: "in-progress", label: "in progress", n: moving, fill: "f-info" },
+    { key: "failed", label: "failed", n: r.failed, fill: "f-bad" },
+    { key: "rolled-back", label: "rolled back", n: r.rolledBack, fill: "f-warn" },
+    { key: "queued", label: "queued", n: Math.max(0, r.devices - r.healthy - moving - r.failed - r.rolledBack), fill: "f-off" },
+  ];
+}
+
+export function isOpen(r: Rollout): boolean {
+  return ["pending", "running", "paused", "aborting"].includes(r.phase);
+}

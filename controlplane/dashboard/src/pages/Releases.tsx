@@ -1,0 +1,108 @@
+import { useQuery } from "@connectrpc/connect-query";
+import { Link, useParams } from "@tanstack/react-router";
+import { type Release, ReleaseService } from "../gen/skein/release/v1/release_pb";
+import { bytes, count, duration, plural, targetLabel } from "../lib/format";
+import { useTitle } from "../lib/hooks";
+import { isNotFound } from "../lib/transport";
+import { Ago, At, Bones, Copy, Digest, Empty, Failure, Panel } from "../ui/basics";
+import { Icon } from "../ui/Icon";
+
+export function ReleaseTabs({ here }: { here: "releases" | "models" }) {
+  return (
+    <nav className="tabs" aria-label="Releases and models">
+      <Link to="/releases" aria-current={here === "releases" ? "page" : undefined}>Releases</Link>
+      <Link to="/models" aria-current={here === "models" ? "page" : undefined}>Models</Link>
+    </nav>
+  );
+}
+
+export function Releases() {
+  useTitle("Releases");
+  const q = useQuery(ReleaseService.method.listReleases, {}, { refetchInterval: 10_000 });
+  const list = q.data?.releases ?? [];
+  return (
+    <>
+      <div className="head"><div><h1>Releases</h1><p className="sub">What a device runs: signed, immutable, one manifest for each target.</p></div></div>
+      <ReleaseTabs here="releases" />
+      <div className="panel">
+        {q.isPending ? <div className="pad"><Bones rows={6} h={26} /></div> : q.error && !q.data ? <Failure error={q.error} what="The releases" retry={() => void q.refetch()} /> : list.length === 0 ? (
+          <Empty title="No releases yet" icon="release"><p>Push a model, then make a release of it:</p><pre className="json">skein model push digits digits.onnx --golden golden.json{"\n"}skein release create meter --model digits@1</pre></Empty>
+        ) : (
+          <div className="scroll-x" tabIndex={0} role="region" aria-label="Releases">
+            <table className="grid">
+              <thead><tr><th>Release</th><th>Model</th><th className="right">Running on</th><th className="right">Size</th><th>Targets</th><th>Made</th><th><span className="sr">Actions</span></th></tr></thead>
+              <tbody>{list.map((r) => <Row key={r.digest} release={r} />)}</tbody>
+            </table>
+          </div>
+        )}
+      </div>
+    </>
+  );
+}
+
+function Row({ release: r }: { release: Release }) {
+  return (
+    <tr>
+      <td className="nowrap"><Link to="/releases/$release" params={{ release: r.digest }}><strong>{r.name}@{r.version}</strong></Link></td>
+      <td className="nowrap">{r.model ? <Link to="/models/$model" params={{ model: r.model }}>{r.model} v{String(r.modelVersion)}</Link> : <span className="muted">none</span>}</td>
+      <td className="right num">{r.running > 0 ? <Link to="/devices" search={{ release: [`${r.name}@${r.version}`] }}>{count(r.running)}</Link> : <span className="muted">0</span>}</td>
+      <td className="right num nowrap">{bytes(r.bytes)}</td>
+      <td className="num">{count(r.targets.length)}</td>
+      <td className="nowrap"><Ago at={r.created} />{r.createdBy && <span className="muted"> by {r.createdBy}</span>}</td>
+      <td className="right"><Link to="/rollouts/new" search={{ release: r.digest }} className="btn small" aria-label={`Roll out ${r.name}@${r.version}`}><Icon name="rollout" />Roll out</Link></td>
+    </tr>
+  );
+}
+
+export function ReleasePage() {
+  const { release: ref } = useParams({ from: "/shell/releases/$release" });
+  const q = useQuery(ReleaseService.method.getRelease, { release: ref });
+  const r = q.data?.release;
+  useTitle(r ? `${r.name}@${r.version}` : "Release");
+  if (q.isPending) return <div className="panel pad"><Bones rows={8} /></div>;
+  if (!r) return isNotFound(q.error) ? <div className="panel"><Empty title="There is no such release" icon="search"><p>No release has the digest or name “{ref}”.</p><Link to="/releases" className="btn">All releases</Link></Empty></div> : <Failure error={q.error} what="The release" retry={() => void q.refetch()} />;
+  return (
+    <>
+      <div className="head">
+        <div className="stack tight">
+          <nav className="crumbs" aria-label="Path"><Link to="/releases">Releases</Link><span aria-hidden="true">/</span><span>{r.name}</span></nav>
+          <h1>{r.name}@{r.version}</h1>
+          <p className="sub">made <Ago at={r.created} />{r.createdBy && ` by ${r.createdBy}`}, runs on <Link to="/devices" search={{ release: [`${r.name}@${r.version}`] }}>{plural(r.running, "device")}</Link></p>
+        </div>
+        <div className="actions"><Link to="/rollouts/new" search={{ release: r.digest }} className="btn primary"><Icon name="rollout" />Roll out</Link></div>
+      </div>
+      <div className="cols">
+        <div className="c5">
+          <Panel title="Release">
+            <dl className="facts">
+              <dt>Digest</dt><dd><Copy text={r.digest} shown={`${r.digest.slice(0, 26)}…`} what="digest of the release" /></dd>
+              <dt>Model</dt><dd>{r.model ? <Link to="/models/$model" params={{ model: r.model }}>{r.model} v{String(r.modelVersion)}</Link> : "none"}</dd>
+              <dt>Counter</dt><dd className="num">{String(r.counter)}</dd>
+              <dt>Size</dt><dd className="num">{bytes(r.bytes)}</dd>
+              <dt>Soak</dt><dd>{r.soakSeconds > 0n ? duration(Number(r.soakSeconds) * 1000) : "none"} on the device</dd>
+              <dt>Made</dt><dd><At at={r.created} /></dd>
+            </dl>
+          </Panel>
+        </div>
+        <div className="c7 stack-gap">
+          <Panel title="Targets" flush>
+            {r.targets.length === 0 ? <p className="body muted">It serves no target.</p> : (
+              <div className="scroll-x" tabIndex={0} role="region" aria-label="Targets"><table className="grid">
+                <thead><tr><th>Target</th><th>Manifest</th><th className="right">Size</th></tr></thead>
+                <tbody>{r.targets.map((t) => <tr key={t.target}><td title={t.target}>{targetLabel(t.target)}</td><td><Digest value={t.manifestDigest} what="digest of the manifest" /></td><td className="right num nowrap">{bytes(t.bytes)}</td></tr>)}</tbody>
+              </table></div>
+            )}
+          </Panel>
+          <Panel title="Parameters" flush>
+            {r.parameters.length === 0 ? <p className="body muted">It declares none.</p> : (
+              <div className="scroll-x" tabIndex={0} role="region" aria-label="Parameters"><table className="grid">
+                <thead><tr><th>Key</th><th>Type</th><th>Default</th><th>What it is</th></tr></thead>
+                <tbody>{r.parameters.map((p) => <tr key={p.key}><td className="mono">{p.key}{p.required && <span className="muted"> (required)</span>}</td><td>{p.type}</td><td className="mono">{p.default || <span className="muted">–</span>}</td><td>{p.description}</td></tr>)}</tbody>
+              </table></div>
+            )}
+          </Panel>
+        </div>
+      </div>
+    </>
+  );
+}
