@@ -1,0 +1,432 @@
+// Package release makes models and releases from uploaded blobs: immutable
+// numbered versions, OCI indexes, and their listing in the TUF targets.
+//
+// Invariants: a version never changes, and the same bytes pushed twice are one
+// version; a release's counter is taken in the store before anything is signed,
+// so no counter is ever used for two contents; a release becomes visible only
+// once it is listed in the TUF targets, and one that a crash left half listed
+// is completed at the next start. Fleet, conductor and rpc use it; it knows
+// them not.
+package release
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/skein-fleet/skein/controlplane/internal/blobs"
+	"github.com/skein-fleet/skein/controlplane/internal/store"
+	"github.com/skein-fleet/skein/ota"
+	"github.com/skein-fleet/skein/ota/blob"
+	"github.com/skein-fleet/skein/ota/manifest"
+	"github.com/skein-fleet/skein/ota/trust"
+	"github.com/skein-fleet/skein/proto/wire"
+)
+
+// What callers tell apart.
+var (
+	ErrUnknown = errors.New("not found")
+	ErrInvalid = errors.New("invalid")
+	ErrExists  = errors.New("exists already")
+)
+
+// Repository is the TUF image repository.
+type Repository interface {
+	// AddTarget lists a target and signs; adding it again is no error.
+	AddTarget(ctx context.Context, path string, length int64, d ota.Digest, custom trust.TargetCustom, now time.Time) error
+	// Refresh signs anew what expires soon.
+	Refresh(now time.Time) error
+	// Metadata returns fs.ErrNotExist for a name that is not there.
+	Metadata(name string) ([]byte, error)
+}
+
+// Config of a Catalog. Store, Blobs and Repository are required.
+type Config struct {
+	Store      *store.DB
+	Blobs      *blob.Store
+	Repository Repository
+	// Targets returns the targets that devices report.
+	Targets func(tenant string) []string
+	Logger  *slog.Logger
+	Now     func() time.Time
+	// StepHook is called before each step of Create with its name; an error
+	// ends it there, as a crash would.
+	StepHook func(step string) error
+}
+
+// Catalog is all models and releases.
+type Catalog struct {
+	cfg Config
+
+	creating sync.Mutex // one release at a time: counters are taken and listed in order
+
+	mu    sync.RWMutex // guards known
+	known map[key]*entry
+}
+
+type key struct {
+	tenant string
+	digest ota.Digest
+}
+
+// entry is a release with what is asked of it often.
+type entry struct {
+	row    store.Release
+	decls  []manifest.ParamDecl
+	sum    []byte
+	index  *manifest.Index
+	blobs  map[ota.Digest]bool // all that a device may read of it
+	target map[string]selected // by the text of a device's target
+}
+
+type selected struct {
+	manifest manifest.Descriptor
+	err      error
+}
+
+// New returns a catalog; Load fills it.
+func New(cfg Config) (*Catalog, error) {
+	if cfg.Store == nil || cfg.Blobs == nil || cfg.Repository == nil {
+		return nil, errors.New("release needs Store, Blobs and Repository")
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Targets == nil {
+		cfg.Targets = func(string) []string { return nil }
+	}
+	if cfg.StepHook == nil {
+		cfg.StepHook = func(string) error { return nil }
+	}
+	return &Catalog{cfg: cfg, known: map[key]*entry{}}, nil
+}
+
+// Load completes releases that a crash left half made, and reads all others.
+func (c *Catalog) Load(ctx context.Context) error {
+	var pending []store.Release
+	if err := c.cfg.Store.View(ctx, func(tx *store.Tx) (err error) {
+		pending, err = tx.PendingReleases(ctx)
+		return err
+	}); err != nil {
+		return err
+	}
+	for _, r := range pending {
+		if err := c.list(ctx, r); err != nil {
+			return fmt.Errorf("complete release %s@%s, which was interrupted: %w", r.Name, r.Version, err)
+		}
+		c.cfg.Logger.Info("completed an interrupted release", "release", r.Name+"@"+r.Version)
+	}
+	return c.cfg.Store.View(ctx, func(tx *store.Tx) error {
+		tenants, err := tx.ReleaseTenants(ctx)
+		if err != nil {
+			return err
+		}
+		for _, t := range tenants {
+			rows, err := tx.Releases(ctx, t)
+			if err != nil {
+				return err
+			}
+			for _, r := range rows {
+				if err := c.remember(ctx, r); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// Run signs metadata anew before it expires, until ctx ends.
+func (c *Catalog) Run(ctx context.Context) error {
+	t := time.NewTicker(time.Hour)
+	defer t.Stop()
+	for {
+		if err := c.cfg.Repository.Refresh(c.cfg.Now()); err != nil {
+			c.cfg.Logger.Error("sign TUF metadata anew", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+	}
+}
+
+// remember reads the index of a release and keeps what is asked often.
+func (c *Catalog) remember(ctx context.Context, r store.Release) error {
+	e := &entry{row: r, sum: ota.Digest(r.Digest).Sum(), blobs: map[ota.Digest]bool{ota.Digest(r.Digest): true}, target: map[string]selected{}}
+	if err := json.Unmarshal(r.Parameters, &e.decls); err != nil {
+		return fmt.Errorf("release %s@%s: read parameters: %w", r.Name, r.Version, err)
+	}
+	raw, err := c.cfg.Blobs.ReadAll(ctx, ota.Digest(r.Digest), manifest.MaxIndex)
+	if err != nil {
+		return fmt.Errorf("release %s@%s: %w", r.Name, r.Version, err)
+	}
+	if e.index, err = manifest.ParseIndex(raw); err != nil {
+		return fmt.Errorf("release %s@%s: %w", r.Name, r.Version, err)
+	}
+	for _, d := range e.index.Manifests {
+		m, err := c.readManifest(ctx, d.Digest)
+		if err != nil {
+			return fmt.Errorf("release %s@%s: %w", r.Name, r.Version, err)
+		}
+		e.blobs[d.Digest], e.blobs[m.Config.Digest] = true, true
+		for _, l := range m.Layers {
+			e.blobs[l.Digest] = true
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.known[key{r.Tenant, ota.Digest(r.Digest)}] = e
+	return nil
+}
+
+func (c *Catalog) readManifest(ctx context.Context, d ota.Digest) (*manifest.Manifest, error) {
+	raw, err := c.cfg.Blobs.ReadAll(ctx, d, manifest.MaxManifest)
+	if err != nil {
+		return nil, err
+	}
+	return manifest.ParseManifest(raw)
+}
+
+func (c *Catalog) entry(tenant string, d ota.Digest) (*entry, error) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	e, ok := c.known[key{tenant, d}]
+	if !ok {
+		return nil, fmt.Errorf("release %s: %w", d, ErrUnknown)
+	}
+	return e, nil
+}
+
+// targetPath is the TUF target of a release.
+func targetPath(tenant, name, version string) string {
+	if tenant == store.DefaultTenant {
+		return "releases/" + name + "/" + version
+	}
+	return "releases/" + tenant + "/" + name + "/" + version
+}
+
+// Ref returns the reference that a desired state carries, and the declared
+// parameters.
+func (c *Catalog) Ref(_ context.Context, tenant string, d ota.Digest) (wire.ReleaseRef, []manifest.ParamDecl, error) {
+	e, err := c.entry(tenant, d)
+	if err != nil {
+		return wire.ReleaseRef{}, nil, err
+	}
+	r := e.row
+	return wire.ReleaseRef{Target: targetPath(tenant, r.Name, r.Version), Digest: slices.Clone(e.sum), Length: r.Length, Counter: r.Counter}, e.decls, nil
+}
+
+// Resolve reads a digest, a unique prefix of one of at least 8 hex digits, or
+// name@version, or name for its newest version.
+func (c *Catalog) Resolve(_ context.Context, tenant, text string) (ota.Digest, error) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if _, err := ota.ParseDigest(text); err == nil {
+		if _, ok := c.known[key{tenant, ota.Digest(text)}]; ok {
+			return ota.Digest(text), nil
+		}
+		return "", fmt.Errorf("release %s: %w", text, ErrUnknown)
+	}
+	name, version, exact := strings.Cut(text, "@")
+	hexPrefix := strings.TrimPrefix(text, "sha256:")
+	var newest, byPrefix *entry
+	prefixes := 0
+	for k, e := range c.known {
+		if k.tenant != tenant {
+			continue
+		}
+		if len(hexPrefix) >= 8 && strings.HasPrefix(k.digest.Hex(), hexPrefix) {
+			byPrefix = e
+			prefixes++
+		}
+		if e.row.Name != name {
+			continue
+		}
+		if exact && e.row.Version == version {
+			return k.digest, nil
+		}
+		if !exact && (newest == nil || e.row.Counter > newest.row.Counter) {
+			newest = e
+		}
+	}
+	switch {
+	case newest != nil:
+		return ota.Digest(newest.row.Digest), nil
+	case prefixes == 1:
+		return ota.Digest(byPrefix.row.Digest), nil
+	case prefixes > 1:
+		return "", fmt.Errorf("%w: %d releases begin with %s, give more digits", ErrInvalid, prefixes, text)
+	}
+	return "", fmt.Errorf("release %q: %w: want name@version or a digest; `skein release list` shows them", text, ErrUnknown)
+}
+
+// Name returns name@version of a release, or the short digest of an unknown
+// one, or "" of none.
+func (c *Catalog) Name(tenant string, d ota.Digest) string {
+	if d == "" {
+		return ""
+	}
+	e, err := c.entry(tenant, d)
+	if err != nil {
+		return d.Short()
+	}
+	return e.row.Name + "@" + e.row.Version
+}
+
+// Counter returns the release counter, 0 of an unknown release.
+func (c *Catalog) Counter(tenant string, d ota.Digest) uint64 {
+	e, err := c.entry(tenant, d)
+	if err != nil {
+		return 0
+	}
+	return e.row.Counter
+}
+
+// Contains reports whether the release has the blob.
+func (c *Catalog) Contains(tenant string, d, blob ota.Digest) bool {
+	e, err := c.entry(tenant, d)
+	return err == nil && e.blobs[blob]
+}
+
+// Fits returns the bytes that a device of a target fetches for a release, or
+// why it can never run it.
+func (c *Catalog) Fits(tenant string, d ota.Digest, target string) (bytes int64, err error) {
+	e, err := c.entry(tenant, d)
+	if err != nil {
+		return 0, err
+	}
+	c.mu.RLock()
+	s, ok := e.target[target]
+	c.mu.RUnlock()
+	if !ok {
+		s = e.selects(target)
+		c.mu.Lock()
+		if len(e.target) < 10000 {
+			e.target[target] = s
+		}
+		c.mu.Unlock()
+	}
+	if s.err != nil {
+		return 0, s.err
+	}
+	i := slices.IndexFunc(e.row.Targets, func(t store.ReleaseTarget) bool { return t.Manifest == string(s.manifest.Digest) })
+	if i < 0 {
+		return 0, fmt.Errorf("release %s: %w: no record of manifest %s", d, ErrUnknown, s.manifest.Digest)
+	}
+	return e.row.Targets[i].Bytes, nil
+}
+
+func (e *entry) selects(target string) selected {
+	if target == "" {
+		return selected{err: errors.New("the device has not reported its target yet")}
+	}
+	t, err := ota.ParseTarget(target)
+	if err != nil {
+		return selected{err: err}
+	}
+	m, err := e.index.Select(t)
+	return selected{m, err}
+}
+
+// List returns the releases of a tenant, newest first.
+func (c *Catalog) List(ctx context.Context, tenant string) (out []store.Release, err error) {
+	err = c.cfg.Store.View(ctx, func(tx *store.Tx) error {
+		out, err = tx.Releases(ctx, tenant)
+		return err
+	})
+	return slices.DeleteFunc(out, func(r store.Release) bool { return !r.Ready }), err
+}
+
+// Get returns a release by digest or name@version, with its index as signed.
+func (c *Catalog) Get(ctx context.Context, tenant, text string) (store.Release, []byte, error) {
+	d, err := c.Resolve(ctx, tenant, text)
+	if err != nil {
+		return store.Release{}, nil, err
+	}
+	e, err := c.entry(tenant, d)
+	if err != nil {
+		return store.Release{}, nil, err
+	}
+	raw, err := c.cfg.Blobs.ReadAll(ctx, d, manifest.MaxIndex)
+	return e.row, raw, err
+}
+
+// Manifest gives the index or a manifest of a release to OCI pullers.
+func (c *Catalog) Manifest(ctx context.Context, name, ref string) (blobs.Manifest, error) {
+	c.mu.RLock()
+	var d ota.Digest
+	media := ""
+	for k, e := range c.known {
+		if k.tenant != store.DefaultTenant || e.row.Name != name {
+			continue
+		}
+		if e.row.Version == ref || string(k.digest) == ref {
+			d, media = k.digest, manifest.MediaIndex
+		}
+		for _, m := range e.index.Manifests {
+			if string(m.Digest) == ref {
+				d, media = m.Digest, manifest.MediaManifest
+			}
+		}
+	}
+	c.mu.RUnlock()
+	if d == "" {
+		return blobs.Manifest{}, fmt.Errorf("%w: %s:%s", blobs.ErrUnknown, name, ref)
+	}
+	raw, err := c.cfg.Blobs.ReadAll(ctx, d, manifest.MaxIndex)
+	return blobs.Manifest{MediaType: media, Digest: d, Data: raw}, err
+}
+
+// Tags lists the versions of a release, oldest first.
+func (c *Catalog) Tags(_ context.Context, name string) ([]string, error) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	var es []*entry
+	for k, e := range c.known {
+		if k.tenant == store.DefaultTenant && e.row.Name == name {
+			es = append(es, e)
+		}
+	}
+	if len(es) == 0 {
+		return nil, fmt.Errorf("%w: %s", blobs.ErrUnknown, name)
+	}
+	slices.SortFunc(es, func(a, b *entry) int { return int(int64(a.row.Counter) - int64(b.row.Counter)) })
+	out := make([]string, 0, len(es))
+	for _, e := range es {
+		out = append(out, e.row.Version)
+	}
+	return out, nil
+}
+
+var versionRE = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
+
+func checkName(what, name string) error {
+	if !blobs.ValidName(name) {
+		return fmt.Errorf("%w: %s name %q: want lower-case letters and digits, with single . _ or - between them", ErrInvalid, what, name)
+	}
+	return nil
+}
+
+// splitModel reads name@version; version 0 means the newest.
+func splitModel(text string) (name string, version int64, err error) {
+	name, v, ok := strings.Cut(text, "@")
+	if ok {
+		if version, err = strconv.ParseInt(v, 10, 64); err != nil || version < 1 {
+			return "", 0, fmt.Errorf("%w: model %q: want name or name@number", ErrInvalid, text)
+		}
+	}
+	return name, version, nil
+}
