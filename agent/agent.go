@@ -1,0 +1,386 @@
+// Package agent is the program on the device: it keeps the link to the control
+// plane, brings the device to its desired state, and sends what it measures.
+// It owns the façade (Options, Agent, Enroll) and the loops that tie the
+// internal packages together; sim and cmd/skein-agent import it.
+//
+// Invariants: all durable state goes through slot.Files; loops are separate,
+// so a download, a stuck step or a dead link stops neither inference nor
+// telemetry; nothing that was refused changes what runs.
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/skein-fleet/skein/agent/internal/health"
+	"github.com/skein-fleet/skein/agent/internal/host"
+	"github.com/skein-fleet/skein/agent/internal/link"
+	"github.com/skein-fleet/skein/agent/internal/pki"
+	"github.com/skein-fleet/skein/agent/internal/reconcile"
+	"github.com/skein-fleet/skein/agent/internal/state"
+	"github.com/skein-fleet/skein/agent/runtime"
+	"github.com/skein-fleet/skein/ota"
+	"github.com/skein-fleet/skein/ota/blob"
+	"github.com/skein-fleet/skein/ota/fetch"
+	"github.com/skein-fleet/skein/ota/slot"
+	"github.com/skein-fleet/skein/ota/trust"
+	"github.com/skein-fleet/skein/proto/wire"
+	"github.com/skein-fleet/skein/telemetry"
+	"github.com/skein-fleet/skein/telemetry/spool"
+)
+
+// Facts are what a device is.
+type Facts = host.Facts
+
+// Host is the machine that the agent runs on.
+type Host interface {
+	// Facts is asked once, when the agent starts.
+	Facts(ctx context.Context) (Facts, error)
+	// Readings measures now. What cannot be measured is left out.
+	Readings(ctx context.Context) ([]telemetry.Reading, error)
+	// DiskFree returns the free bytes where Files are.
+	DiskFree() (int64, error)
+}
+
+// Options are what an Agent is made of. Host, Runtime and Files are required.
+type Options struct {
+	// Identity is who this device is; nil reads it from Files.
+	Identity *Identity
+	// Link to the control plane; nil is MQTT over TLS to Identity.MQTTAddress.
+	Link Link
+	// Dial opens connections of the default link and of HTTPS; nil goes straight
+	// or through the proxy that the environment names.
+	Dial    Dial
+	Host    Host
+	Runtime runtime.Runtime
+	Files   slot.Files
+	// Spool holds telemetry; nil is a bounded one in memory. Run does not close it.
+	Spool spool.Spool
+	// Blobs and Metadata are HTTPS to Identity.BlobURL when nil.
+	Blobs    fetch.Source
+	Metadata trust.MetadataSource
+	Logger   *slog.Logger
+	// Now is the device's clock; nil is time.Now. Floor is a time that has
+	// certainly passed, such as the build's.
+	Now   func() time.Time
+	Floor time.Time
+	// Version of the agent, for hello.
+	Version string
+
+	// Heartbeat is the longest time between two reports; 0 or more than 10
+	// minutes means 10 minutes. Half of it is jitter.
+	Heartbeat time.Duration
+	// TelemetryEvery is the time between two samples (0 means 1 s),
+	// BlockEvery between two blocks (0 means 1 min).
+	TelemetryEvery, BlockEvery time.Duration
+	// CheckEvery is the time between two looks at the runtime and the device's
+	// health; 0 means 15 s.
+	CheckEvery time.Duration
+	// SoakEvery is the time between two looks while a release soaks; 0 means 1 s.
+	SoakEvery time.Duration
+	// LoadTimeout bounds loading a workload; 0 means 10 minutes.
+	LoadTimeout time.Duration
+
+	// LocalSocket is the path of the unix socket for skein-agent status; empty
+	// serves none. LogTail gives the newest lines of the agent's log.
+	LocalSocket string
+	LogTail     func(limit int) []string
+
+	// StepHook is called before and after each journal step, for tests.
+	StepHook func(step ota.Step, state wire.StepState)
+}
+
+const (
+	maxHeartbeat = 10 * time.Minute
+	journalFile  = "journal/update.log"
+	memorySpool  = 4 << 20
+	clockSlack   = 5 * time.Minute
+)
+
+// Agent is one device. Make it with New, then call Run once.
+type Agent struct {
+	opts    Options
+	log     *slog.Logger
+	facts   Facts
+	started time.Time
+
+	identity atomic.Pointer[Identity]
+	signer   *trust.Signer
+	http     *http.Client
+	link     link.Link
+	spool    spool.Spool
+	state    *state.Store
+	counter  *state.Counter
+	journal  *slot.Journal
+	trust    *trust.Client
+	blobs    *blob.Store
+	fetcher  *fetch.Fetcher
+	exec     *reconcile.Executor
+	board    *health.Board
+
+	ids      ids
+	conn     connection
+	inbox    inbox
+	watching lease
+	golden   goldenShare
+	held     holdReason
+
+	wakeReconcile, wakeReport, wakeEvents, wakeSpool, wakeRenew signal
+}
+
+// New prepares an agent: it opens the state and starts nothing.
+func New(o Options) (*Agent, error) {
+	if o.Host == nil || o.Runtime == nil || o.Files == nil {
+		return nil, errors.New("agent: Host, Runtime and Files are required")
+	}
+	o = withDefaults(o)
+	if o.Identity == nil {
+		id, err := LoadIdentity(o.Files)
+		if err != nil {
+			return nil, err
+		}
+		o.Identity = id
+	}
+	a := &Agent{
+		opts: o, spool: o.Spool, blobs: blob.NewStore(o.Files),
+		log:           o.Logger.With("device", o.Identity.DeviceID),
+		wakeReconcile: newSignal(), wakeReport: newSignal(), wakeEvents: newSignal(), wakeSpool: newSignal(), wakeRenew: newSignal(),
+	}
+	a.identity.Store(o.Identity)
+	a.started = o.Now()
+	a.conn.set("connecting", nil, a.started)
+	a.inbox.wake = newSignal()
+	a.board = health.NewBoard(o.Now, func() {
+		a.wakeReport.set()
+		a.wakeEvents.set()
+	})
+	if err := a.open(); err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	return a, nil
+}
+
+func withDefaults(o Options) Options {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Heartbeat <= 0 || o.Heartbeat > maxHeartbeat {
+		o.Heartbeat = maxHeartbeat
+	}
+	o.TelemetryEvery = orDefault(o.TelemetryEvery, time.Second)
+	o.BlockEvery = orDefault(o.BlockEvery, time.Minute)
+	o.CheckEvery = orDefault(o.CheckEvery, 15*time.Second)
+	o.SoakEvery = orDefault(o.SoakEvery, time.Second)
+	if o.Spool == nil {
+		o.Spool = spool.NewMemory(SpoolOptions(memorySpool))
+	}
+	return o
+}
+
+func orDefault(d, def time.Duration) time.Duration {
+	if d <= 0 {
+		return def
+	}
+	return d
+}
+
+// open reads the durable state and connects the parts.
+func (a *Agent) open() (err error) {
+	o := a.opts
+	if a.state, err = state.Open(o.Files); err != nil {
+		return err
+	}
+	if a.journal, err = slot.OpenJournal(o.Files, journalFile); err != nil {
+		return err
+	}
+	a.board.Update(a.journal.Damaged() || a.state.Damaged(), health.JournalDamaged, health.Warning, "the agent's state was damaged and set aside; the control plane tells it again")
+	if a.trust, err = trust.NewClient(o.Files, o.Identity.TrustRoot); err != nil {
+		return err
+	}
+	if a.signer, err = trust.NewSigner(o.Identity.Key); err != nil {
+		return err
+	}
+	a.counter = state.NewCounter(a.state)
+	if err := a.connectParts(); err != nil {
+		return err
+	}
+	a.exec = reconcile.NewExecutor(reconcile.Config{
+		Files: o.Files, Blobs: a.blobs, Fetch: a.fetcher, Journal: a.journal, State: a.state, Runtime: o.Runtime,
+		Logger: a.log, Target: func() ota.Target { return a.facts.Target }, Params: a.openParams, Agrees: a.agrees,
+		Free: o.Host.DiskFree, Now: o.Now, LoadTimeout: o.LoadTimeout, SoakEvery: o.SoakEvery,
+		Hook: o.StepHook, Observe: a.observeStep, Proven: a.observeProof,
+	})
+	return nil
+}
+
+// connectParts makes what talks to the control plane.
+func (a *Agent) connectParts() error {
+	o := a.opts
+	roots, err := o.Identity.Roots()
+	if err != nil {
+		return err
+	}
+	cert := a.currentCertificate
+	if o.Blobs == nil || o.Metadata == nil || o.Identity.BlobURL != "" {
+		dial := pki.Dial(o.Dial)
+		if dial == nil {
+			dial = pki.ProxyDial(nil)
+		}
+		name, err := hostOf(o.Identity.BlobURL)
+		if err != nil {
+			return err
+		}
+		a.http = pki.HTTPClient(pki.ClientConfig(roots, name, a.clock, cert), dial)
+	}
+	source := o.Blobs
+	if source == nil {
+		source = fetch.HTTP(a.http, o.Identity.BlobURL)
+	}
+	a.fetcher = &fetch.Fetcher{Store: a.blobs, Source: source}
+	if o.Metadata == nil {
+		a.opts.Metadata = httpMetadata(a.http, o.Identity.BlobURL)
+	}
+	a.link = o.Link
+	if a.link == nil {
+		l, err := newMQTTLink(MQTTOptions{Identity: o.Identity, Dial: o.Dial}, a.clock, cert)
+		if err != nil {
+			return err
+		}
+		a.link = l
+	}
+	return nil
+}
+
+// Run works until ctx ends. It returns nil then, or what kept it from going on.
+func (a *Agent) Run(ctx context.Context) error {
+	if err := a.start(ctx); err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer a.closeHTTP()
+	defer a.journal.Close()
+	var wg sync.WaitGroup
+	loop := func(name string, run func(context.Context) error) {
+		wg.Go(func() {
+			if err := run(ctx); err != nil && ctx.Err() == nil {
+				cancel(fmt.Errorf("agent: %s: %w", name, err))
+			}
+		})
+	}
+	loop("link", a.runLink)
+	loop("desired state", a.acceptLoop)
+	loop("reconcile", a.reconcileLoop)
+	loop("report", a.reportLoop)
+	loop("events", a.eventLoop)
+	loop("samples", a.sampleLoop)
+	loop("telemetry", a.sendLoop)
+	loop("health", a.healthLoop)
+	loop("certificate", a.renewLoop)
+	loop("local socket", a.serveLocal)
+	<-ctx.Done()
+	wg.Wait()
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+		return cause
+	}
+	return nil
+}
+
+// start learns what the device is and counts this start.
+func (a *Agent) start(ctx context.Context) (err error) {
+	if a.facts, err = a.opts.Host.Facts(ctx); err != nil {
+		return fmt.Errorf("learn what this device is: %w", err)
+	}
+	err = a.state.Change(func(s *state.State) { s.Starts++ })
+	if errors.Is(err, slot.ErrDiskFull) {
+		a.board.Set(health.DiskFull, health.Critical, err.Error())
+	} else if err != nil {
+		return err
+	}
+	if err := a.ids.boot(a.opts.Identity.DeviceID, a.facts.BootID, a.state.Get().Starts, err == nil); err != nil {
+		return err
+	}
+	if err := a.exec.NoteStart(); err != nil {
+		if !errors.Is(err, slot.ErrDiskFull) {
+			return err
+		}
+		a.board.Set(health.DiskFull, health.Critical, err.Error())
+	}
+	return nil
+}
+
+func (a *Agent) closeHTTP() {
+	if a.http != nil {
+		a.http.CloseIdleConnections()
+	}
+}
+
+// clock returns the time to judge by, and whether the device's clock is
+// doubtful: then it is the trusted floor and what passed since the start.
+func (a *Agent) clock() (time.Time, bool) {
+	now := a.opts.Now()
+	floor := a.opts.Floor
+	if t := a.trust.TrustedTime(); t.After(floor) {
+		floor = t
+	}
+	if now.Add(clockSlack).Before(floor) {
+		return floor.Add(max(0, now.Sub(a.started))), true
+	}
+	return now, false
+}
+
+func (a *Agent) now() time.Time {
+	t, _ := a.clock()
+	return t
+}
+
+// ids hands out message ids of this start of the agent.
+type ids struct {
+	bootID  uint64
+	counter atomic.Uint64
+}
+
+// boot makes the id of this start. It follows from the host's boot id where
+// there is one, so that a seeded simulation repeats itself; the number of
+// starts makes it differ for each start of the agent within one boot.
+func (i *ids) boot(device string, hostBoot, starts uint64, durable bool) error {
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:8], hostBoot)
+	binary.BigEndian.PutUint64(b[8:], starts)
+	if hostBoot == 0 || !durable {
+		if _, err := rand.Read(b[:]); err != nil {
+			return fmt.Errorf("make boot id: %w", err)
+		}
+	}
+	sum := sha256.Sum256(append([]byte("skein/boot/"+device+"/"), b[:]...))
+	i.bootID = binary.BigEndian.Uint64(sum[:8])
+	return nil
+}
+
+func (i *ids) next() wire.MessageID {
+	return wire.MessageID{Boot: i.bootID, Counter: i.counter.Add(1)}
+}
+
+// signal wakes one loop; many sets before it looks are one.
+type signal chan struct{}
+
+func newSignal() signal { return make(signal, 1) }
+
+func (s signal) set() {
+	select {
+	case s <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,154 @@
+// Package localapi is the agent's unix socket for people and scripts on the
+// device: skein-agent status, explain and logs. It owns the socket file (0660,
+// made anew at each start) and the mapping to agentlocal.v1. The root of the
+// agent module serves it, cmd/skein-agent calls it.
+package localapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/skein-fleet/skein/ota"
+	agentlocalv1 "github.com/skein-fleet/skein/proto/gen/skein/agentlocal/v1"
+	"github.com/skein-fleet/skein/proto/gen/skein/agentlocal/v1/agentlocalv1connect"
+	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
+	"github.com/skein-fleet/skein/proto/wire"
+)
+
+// Source is what the socket shows.
+type Source struct {
+	Status func() Status
+	Logs   func(limit int) []string // nil: no log is kept
+}
+
+// ErrInUse is returned by Serve when another agent answers on the socket.
+var ErrInUse = errors.New("another agent uses this socket")
+
+// Serve answers on the unix socket at path until ctx ends.
+func Serve(ctx context.Context, path string, src Source) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("make folder of the local socket: %w", err)
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c.Close()
+		return fmt.Errorf("%w: %s", ErrInUse, path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove old local socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return fmt.Errorf("listen on the local socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		l.Close()
+		return fmt.Errorf("listen on the local socket: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle(agentlocalv1connect.NewLocalServiceHandler(&service{src}))
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the local socket: %w", err)
+	}
+	return nil
+}
+
+// Client returns a client of the agent on the socket at path.
+func Client(path string) agentlocalv1connect.LocalServiceClient {
+	h := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		},
+	}}
+	return agentlocalv1connect.NewLocalServiceClient(h, "http://skein-agent")
+}
+
+type service struct{ src Source }
+
+func (s *service) Status(context.Context, *agentlocalv1.StatusRequest) (*agentlocalv1.StatusResponse, error) {
+	st := s.src.Status()
+	return &agentlocalv1.StatusResponse{
+		Device: device(st), Link: st.Link, LinkError: st.LinkError, LinkSince: stamp(st.LinkSince),
+		SpoolBytes: st.SpoolBytes, SpoolDropped: st.SpoolDropped, UptimeSeconds: int64(st.Uptime.Seconds()), TrustedTime: stamp(st.TrustedTime),
+	}, nil
+}
+
+func (s *service) Explain(context.Context, *agentlocalv1.ExplainRequest) (*agentlocalv1.ExplainResponse, error) {
+	st := s.src.Status()
+	return &agentlocalv1.ExplainResponse{Summary: st.Summary, Reasons: st.Reasons}, nil
+}
+
+func (s *service) Logs(_ context.Context, req *agentlocalv1.LogsRequest) (*agentlocalv1.LogsResponse, error) {
+	if s.src.Logs == nil {
+		return &agentlocalv1.LogsResponse{}, nil
+	}
+	return &agentlocalv1.LogsResponse{Lines: s.src.Logs(int(req.GetLimit()))}, nil
+}
+
+// device maps Status to the fleet's description of a device. What only the
+// control plane knows stays empty.
+func device(st Status) *fleetv1.Device {
+	d := &fleetv1.Device{
+		Id: st.DeviceID, Tenant: st.Tenant, Name: st.Name, Serial: st.Serial, Hardware: st.Hardware, Labels: st.Labels,
+		Target: st.Target, LastSeen: stamp(st.LastSeen), CertificateNotAfter: stamp(st.CertificateNotAfter), AgentVersion: st.Agent,
+		DesiredRelease: st.Desired, DesiredReleaseName: st.DesiredName, RunningRelease: st.Running, RunningReleaseName: st.RunningName,
+		HeldGeneration: &fleetv1.Generation{Epoch: st.Held.Epoch, Counter: st.Held.Counter}, Phase: st.Phase.String(), Step: st.Step,
+		FailureClass: st.FailureClass, Failure: st.Failure, Rollout: st.Rollout, BootId: strconv.FormatUint(st.Boot, 16), ClockDoubtful: st.ClockDoubtful,
+		DesiredParametersDigest: digestText(st.DesiredParams), ReportedParametersDigest: digestText(st.ParamsDigest),
+		State: fleetv1.DeviceState_DEVICE_STATE_OFFLINE,
+	}
+	if st.Link == "connected" {
+		d.State = fleetv1.DeviceState_DEVICE_STATE_ONLINE
+	}
+	for _, c := range st.Conditions {
+		d.Conditions = append(d.Conditions, condition(c))
+	}
+	for _, e := range st.Journal {
+		d.Journal = append(d.Journal, step(e))
+	}
+	return d
+}
+
+func condition(c wire.Condition) *fleetv1.Condition {
+	return &fleetv1.Condition{Name: c.Name, Severity: severity(c.Severity), Message: c.Message, Since: timestamppb.New(time.UnixMilli(c.Since))}
+}
+
+func severity(s uint8) string {
+	switch s {
+	case 1:
+		return "info"
+	case 2:
+		return "warning"
+	}
+	return "critical"
+}
+
+func step(e wire.StepEntry) *fleetv1.StepEntry {
+	return &fleetv1.StepEntry{Step: e.Step, State: e.State.String(), Release: digestText(e.Release), Message: e.Message, Time: timestamppb.New(time.UnixMilli(e.Time))}
+}
+
+func digestText(sum []byte) string {
+	if len(sum) != 32 {
+		return ""
+	}
+	return string(ota.DigestFromSum([32]byte(sum)))
+}
+
+func stamp(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}

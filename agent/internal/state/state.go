@@ -1,0 +1,220 @@
+// Package state is what a device must remember over a power cut: the desired
+// state it accepted, the release that is committed, the update under way, the
+// cause of the last failure, and counters that may never go back. It owns one
+// small JSON file, replaced atomically; a change is either wholly there or not
+// at all, so the commit of an update is one such change. The packages of the
+// agent import it.
+package state
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+	"time"
+
+	"github.com/skein-fleet/skein/agent/runtime"
+	"github.com/skein-fleet/skein/ota"
+	"github.com/skein-fleet/skein/ota/slot"
+	"github.com/skein-fleet/skein/proto/wire"
+)
+
+const (
+	fileName = "state/agent.json"
+	version  = 1
+)
+
+// Install is one release with its parameters, as installed or to be installed.
+type Install struct {
+	Generation   wire.Generation `json:"generation"`
+	Release      ota.Digest      `json:"release"`
+	Length       int64           `json:"length"`
+	TUFTarget    string          `json:"tuf_target"`
+	Counter      uint64          `json:"counter"`
+	Params       []wire.Param    `json:"params,omitzero"` // secrets sealed
+	ParamsDigest []byte          `json:"params_digest"`
+	Rollout      string          `json:"rollout,omitzero"`
+
+	// Known after verify.
+	Name         string        `json:"name,omitzero"`
+	Version      string        `json:"version,omitzero"`
+	Model        string        `json:"model,omitzero"`
+	ModelVersion string        `json:"model_version,omitzero"`
+	ModelFile    string        `json:"model_file,omitzero"`
+	Format       string        `json:"format,omitzero"`
+	Golden       ota.Digest    `json:"golden,omitzero"`
+	Soak         time.Duration `json:"soak,omitzero"`
+	Blobs        []ota.Digest  `json:"blobs,omitzero"` // all that the release needs here
+}
+
+// WorkloadID names the workload of an install on this device: a change of the
+// parameters alone is another workload.
+func (i *Install) WorkloadID() string {
+	if i == nil {
+		return ""
+	}
+	return i.Release.Hex()[:min(32, len(i.Release.Hex()))] + "-" + hex.EncodeToString(i.ParamsDigest[:min(8, len(i.ParamsDigest))])
+}
+
+// Dir is the folder of the staged files.
+func (i *Install) Dir() string { return StagedRoot + "/" + i.WorkloadID() }
+
+// StagedRoot is the parent of the staged folders.
+const StagedRoot = "staged"
+
+// Workload is what the runtime is asked to load.
+func (i *Install) Workload(f slot.Files, params map[string]string) runtime.Workload {
+	dir := f.Path(i.Dir())
+	if dir == "" {
+		dir = i.Dir()
+	}
+	return runtime.Workload{
+		ID: i.WorkloadID(), Model: i.Model, Version: i.ModelVersion, Dir: dir,
+		ModelFile: i.ModelFile, Format: i.Format, Params: params,
+	}
+}
+
+// Update is the update under way.
+type Update struct {
+	ID      string  `json:"id"`
+	Install Install `json:"install"`
+	// Attempts counts process starts that found the update past its load.
+	Attempts int `json:"attempts,omitzero"`
+	// Undoing is set, with the cause, before anything is undone.
+	Undoing bool             `json:"undoing,omitzero"`
+	Class   ota.FailureClass `json:"class,omitzero"`
+	Cause   string           `json:"cause,omitzero"`
+	Step    ota.Step         `json:"step,omitzero"` // where it failed
+}
+
+// Failure is the original cause of the last update that did not succeed. It
+// stays until a later one does.
+type Failure struct {
+	Generation wire.Generation  `json:"generation"`
+	Release    ota.Digest       `json:"release"`
+	Class      ota.FailureClass `json:"class"`
+	Step       ota.Step         `json:"step,omitzero"`
+	Cause      string           `json:"cause"`
+	Time       time.Time        `json:"time"`
+}
+
+// State is all of it.
+type State struct {
+	Version int    `json:"version"`
+	Starts  uint64 `json:"starts"` // of the agent
+	Updates uint64 `json:"updates"`
+
+	Held       wire.Generation `json:"held"`
+	HeldDigest []byte          `json:"held_digest,omitzero"`
+	Desired    []byte          `json:"desired,omitzero"` // accepted payload
+
+	Current  *Install `json:"current,omitzero"`
+	Previous *Install `json:"previous,omitzero"`
+	Update   *Update  `json:"update,omitzero"`
+	Failure  *Failure `json:"failure,omitzero"`
+
+	// BytesFetched is what the last update took from the network.
+	BytesFetched int64 `json:"bytes_fetched,omitzero"`
+
+	HighestCounter uint64    `json:"highest_counter"` // release counter ever committed
+	ReportCounter  uint64    `json:"report_counter"`  // all below may have been used
+	CmdCounter     uint64    `json:"cmd_counter"`
+	TrustedTime    time.Time `json:"trusted_time,omitzero"`
+}
+
+// Store holds the state in memory and on disk. It is safe for concurrent use.
+type Store struct {
+	files   slot.Files
+	damaged bool
+
+	mu sync.Mutex // guards s and serialises writes
+	s  State
+}
+
+// Open reads the state, or starts with an empty one. A file that cannot be
+// read is set aside as agent.json.damaged: the control plane tells again what
+// is wanted.
+func Open(f slot.Files) (*Store, error) {
+	st := &Store{files: f, s: State{Version: version}}
+	raw, err := f.ReadFile(fileName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return st, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read agent state: %w", err)
+	}
+	var s State
+	if err := json.Unmarshal(raw, &s); err != nil {
+		if err := f.WriteFile(fileName+".damaged", raw); err != nil {
+			return nil, fmt.Errorf("set damaged agent state aside: %w", err)
+		}
+		st.damaged = true
+		return st, nil
+	}
+	if s.Version != version {
+		return nil, fmt.Errorf("read agent state: version %d, this agent knows %d: install the agent that wrote it", s.Version, version)
+	}
+	st.s = s
+	return st, nil
+}
+
+// Damaged reports whether Open found a file that could not be read.
+func (st *Store) Damaged() bool { return st.damaged }
+
+// Get returns the state. What its pointers point to is never changed.
+func (st *Store) Get() State {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.s
+}
+
+// Change applies f to a copy of the state and makes it durable; after an error
+// the state is as before. f replaces what pointers point to, it does not write
+// through them.
+func (st *Store) Change(f func(*State)) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	next := st.s
+	f(&next)
+	raw, err := json.Marshal(next)
+	if err != nil {
+		return fmt.Errorf("encode agent state: %w", err)
+	}
+	if err := st.files.WriteFile(fileName, raw); err != nil {
+		return fmt.Errorf("write agent state: %w", err)
+	}
+	st.s = next
+	return nil
+}
+
+// reserve is how many report counters one durable write pays for.
+const reserve = 1024
+
+// Counter hands out report counters that grow over the life of the device,
+// reserving them in blocks so that not every report costs a durable write.
+type Counter struct {
+	store *Store
+
+	mu          sync.Mutex // guards what follows
+	next, limit uint64
+}
+
+// NewCounter returns the counter of a store.
+func NewCounter(st *Store) *Counter { return &Counter{store: st} }
+
+// Next returns the next counter.
+func (c *Counter) Next() (uint64, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.next >= c.limit {
+		from := max(c.store.Get().ReportCounter, c.limit)
+		if err := c.store.Change(func(s *State) { s.ReportCounter = from + reserve }); err != nil {
+			return 0, err
+		}
+		c.next, c.limit = from, from+reserve
+	}
+	c.next++
+	return c.next, nil
+}

@@ -1,0 +1,238 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/skein-fleet/skein/agent/internal/health"
+	"github.com/skein-fleet/skein/agent/internal/link"
+	"github.com/skein-fleet/skein/agent/internal/pki"
+	"github.com/skein-fleet/skein/ota/trust"
+	"github.com/skein-fleet/skein/proto/wire"
+)
+
+// Link is the connection to the control plane; see LinkHandler.
+type Link = link.Link
+
+// LinkHandler is what a Link calls.
+type LinkHandler = link.Handler
+
+// Errors of a Link.
+var (
+	ErrOffline = link.ErrOffline
+	ErrRefused = link.ErrRefused
+)
+
+// MemoryLink is a Link without a network, for tests and simulations.
+type MemoryLink = link.Memory
+
+// NewMemoryLink returns an offline MemoryLink; receive gets what the device
+// publishes.
+func NewMemoryLink(receive func(wire.Kind, []byte) error) *MemoryLink { return link.NewMemory(receive) }
+
+// Dial opens a raw connection; TLS, where it is used, goes over it.
+type Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+// MQTTOptions configure NewMQTTLink.
+type MQTTOptions struct {
+	Identity *Identity
+	// Dial opens connections to Identity.MQTTAddress; nil goes straight or
+	// through the proxy that the environment names.
+	Dial Dial
+	// Plain leaves out TLS, for a Dial that is secure by itself.
+	Plain                  bool
+	KeepAlive              time.Duration
+	BackoffMin, BackoffMax time.Duration
+	Random                 func() float64 // of the backoff
+	Now                    func() time.Time
+}
+
+// NewMQTTLink returns the MQTT 3.1.1 link of a device, for Options.Link.
+func NewMQTTLink(o MQTTOptions) (Link, error) {
+	now := o.Now
+	if now == nil {
+		now = time.Now
+	}
+	return newMQTTLink(o, func() (time.Time, bool) { return now(), false }, o.Identity.TLSCertificate)
+}
+
+func newMQTTLink(o MQTTOptions, now pki.Now, cert func() *tls.Certificate) (*link.MQTT, error) {
+	m := link.MQTTOptions{
+		Device: o.Identity.DeviceID, Address: o.Identity.MQTTAddress, Dial: pki.Dial(o.Dial), KeepAlive: o.KeepAlive,
+		BackoffMin: o.BackoffMin, BackoffMax: o.BackoffMax, Random: o.Random,
+	}
+	if !o.Plain {
+		name, _, err := net.SplitHostPort(o.Identity.MQTTAddress)
+		if err != nil {
+			return nil, fmt.Errorf("MQTT address: %w", err)
+		}
+		roots, err := o.Identity.Roots()
+		if err != nil {
+			return nil, err
+		}
+		m.TLS = pki.ClientConfig(roots, name, now, cert)
+	}
+	return link.NewMQTT(m), nil
+}
+
+func hostOf(base string) (string, error) {
+	u, err := url.Parse(base)
+	if err != nil || u.Host == "" {
+		return "", fmt.Errorf("blob address %q: want https://HOST:PORT", base)
+	}
+	return u.Hostname(), nil
+}
+
+func (a *Agent) currentCertificate() *tls.Certificate { return a.identity.Load().TLSCertificate() }
+
+const maxMetadata = 8 << 20
+
+// httpMetadata reads TUF metadata from BASE/tuf/NAME.
+func httpMetadata(client *http.Client, base string) trust.MetadataSource {
+	return func(ctx context.Context, name string) ([]byte, error) {
+		ctx, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(base, "/")+"/tuf/"+name, nil)
+		if err != nil {
+			return nil, fmt.Errorf("ask for %s: %w", name, err)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return nil, fmt.Errorf("ask for %s: %w", name, err)
+		}
+		defer resp.Body.Close()
+		switch resp.StatusCode {
+		case http.StatusOK:
+		case http.StatusNotFound:
+			return nil, fmt.Errorf("ask for %s: %w", name, fs.ErrNotExist)
+		default:
+			return nil, fmt.Errorf("ask for %s: %s", name, resp.Status)
+		}
+		raw, err := io.ReadAll(io.LimitReader(resp.Body, maxMetadata+1))
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", name, err)
+		}
+		if len(raw) > maxMetadata {
+			return nil, &trust.Attack{Class: trust.ClassEndless, Err: fmt.Errorf("%s is longer than %d bytes", name, maxMetadata)}
+		}
+		return raw, nil
+	}
+}
+
+// connection is where the link stands.
+type connection struct {
+	mu       sync.Mutex // guards what follows
+	state    string     // connected, connecting, offline
+	cause    error
+	since    time.Time
+	lastSeen time.Time
+	changed  chan struct{} // closed and replaced at each change
+}
+
+func (c *connection) set(state string, cause error, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != state {
+		c.since = now
+		if c.changed != nil {
+			close(c.changed)
+		}
+		c.changed = make(chan struct{})
+	}
+	c.state, c.cause = state, cause
+}
+
+func (c *connection) get() (state string, cause error, since time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state, c.cause, c.since
+}
+
+// up reports whether the link is connected, and gives a channel that is closed
+// when that may have changed.
+func (c *connection) up() (bool, <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state == "connected", c.changed
+}
+
+func (c *connection) seen(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lastSeen = now
+}
+
+// runLink keeps the link up and says hello on each connection.
+func (a *Agent) runLink(ctx context.Context) error {
+	return a.link.Run(ctx, link.Handler{
+		Boot: a.ids.bootID, NextID: a.ids.next,
+		Connected:    a.connected,
+		Disconnected: a.disconnected,
+		Message:      a.inbox.put,
+	})
+}
+
+func (a *Agent) connected(ctx context.Context) {
+	if err := a.hello(ctx); err != nil {
+		a.log.Warn("hello", "error", err)
+	}
+	a.log.Info("link connected")
+	a.conn.set("connected", nil, a.opts.Now())
+	a.board.Clear(health.LinkOffline)
+	a.board.Clear(health.CertificateRefused)
+	a.wakeReport.set()
+	a.wakeEvents.set()
+	a.wakeSpool.set()
+}
+
+func (a *Agent) disconnected(cause error) {
+	if cause == nil {
+		cause = ErrOffline
+	}
+	a.log.Info("link offline", "cause", cause)
+	a.conn.set("offline", cause, a.opts.Now())
+	a.board.Set(health.LinkOffline, health.Warning, cause.Error())
+	a.board.Update(errors.Is(cause, ErrRefused), health.CertificateRefused, health.Critical,
+		"the control plane does not accept this device's certificate: renew or approve it there")
+}
+
+func (a *Agent) hello(ctx context.Context) error {
+	now := a.opts.Now()
+	_, doubtful := a.clock()
+	return a.send(ctx, wire.UpHello, &wire.Hello{
+		ID: a.ids.next(), Held: a.heldState(), Target: a.facts.Target.String(), Capability: wire.CapabilityVersion,
+		Clock: wire.Clock{UnixMilli: now.UnixMilli(), Doubtful: doubtful}, Agent: a.opts.Version, Hardware: a.facts.Hardware,
+	})
+}
+
+func (a *Agent) heldState() wire.Held {
+	s := a.state.Get()
+	return wire.Held{Generation: s.Held, Digest: s.HeldDigest}
+}
+
+// send publishes one message.
+func (a *Agent) send(ctx context.Context, kind wire.Kind, v any) error {
+	b, err := wire.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return a.publish(ctx, kind, b)
+}
+
+func (a *Agent) publish(ctx context.Context, kind wire.Kind, payload []byte) error {
+	if err := a.link.Publish(ctx, kind, payload); err != nil {
+		return err
+	}
+	a.conn.seen(a.opts.Now())
+	return nil
+}
