@@ -76,9 +76,10 @@ func (p *planner) explainWave(w int) []string {
 func (p *planner) queueHoldups(w int) []string {
 	c := p.newPace(w)
 	var count [rateFull + 1]int
-	for _, id := range p.st.Waves[w].Members {
-		if e, _ := p.st.get(id); e.Wave == w && e.Status == Queued && p.dev[id] != nil {
-			count[p.holdup(c, e, p.dev[id])]++
+	rows := p.members(w)
+	for i := range rows {
+		if e := p.exec(&rows[i]); e.Wave == w && e.Status == Queued && rows[i].d != nil {
+			count[p.holdup(c, e, rows[i].d)]++
 		}
 	}
 	var lines []string

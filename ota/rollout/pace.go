@@ -45,16 +45,18 @@ func (p *planner) newPace(w int) *pace {
 		if i > p.st.Wave && !budget {
 			break
 		}
-		for _, id := range p.st.Waves[i].Members {
-			e, _ := p.st.get(id)
+		rows := p.members(i)
+		for j := range rows {
+			e, d := p.exec(&rows[j]), rows[j].d
 			if e.Wave != i {
 				continue
 			}
 			c.count(e, i == w)
-			if d := p.dev[id]; budget && d != nil {
-				c.group(d).total++
+			if budget && d != nil {
+				g := c.group(d)
+				g.total++
 				if unavailable(e, d) {
-					c.group(d).unavailable++
+					g.unavailable++
 				}
 			}
 		}
@@ -154,9 +156,9 @@ func (p *planner) holdup(c *pace, e Exec, d *Device) holdup {
 func (p *planner) offer() {
 	w := p.st.Wave
 	c, reason := p.newPace(w), fmt.Sprintf("wave %q", p.spec.Waves[w].Name)
-	for _, id := range p.st.Waves[w].Members {
-		e, _ := p.st.get(id)
-		d := p.dev[id]
+	rows := p.members(w)
+	for i := range rows {
+		id, d, e := rows[i].id, rows[i].d, p.exec(&rows[i])
 		if e.Wave != w || e.Status != Queued || d == nil {
 			continue
 		}

@@ -3,6 +3,7 @@ package rollout
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/skein-fleet/skein/ota"
@@ -39,7 +40,42 @@ type planner struct {
 	clock Elapsed
 	sel   *matcher
 	waves []*matcher
+	rows  [][]row // by wave, filled on use
 	out   []Decision
+}
+
+// row is one member of a wave with its device and its record as they were when
+// planning began.
+type row struct {
+	id string
+	d  *Device // nil: left the fleet
+	e  Exec
+}
+
+// members returns the rows of a wave.
+func (p *planner) members(w int) []row {
+	for len(p.rows) <= w {
+		p.rows = append(p.rows, nil)
+	}
+	ids := p.st.Waves[w].Members
+	if p.rows[w] == nil {
+		p.rows[w] = make([]row, 0, len(ids))
+	}
+	for _, id := range ids[len(p.rows[w]):] {
+		e, _ := p.st.get(id)
+		p.rows[w] = append(p.rows[w], row{id, p.dev[id], e})
+	}
+	return p.rows[w]
+}
+
+// exec returns the record of a member as it is now.
+func (p *planner) exec(r *row) Exec {
+	if len(p.st.over) > 0 {
+		if e, changed := p.st.over[r.id]; changed {
+			return e
+		}
+	}
+	return r.e
 }
 
 func newPlanner(spec Spec, state State, fleet []Device, evidence Evidence, now time.Time) *planner {
@@ -154,12 +190,23 @@ type tally struct {
 	failed                                                                     map[ota.FailureClass]int
 }
 
-func (t tally) open() int { return t.queued + t.inFlight }
+// open reports whether a device of the wave has not settled. Those that have
+// not are mostly at the end.
+func (p *planner) open(w int) bool {
+	rows := p.members(w)
+	for i := range slices.Backward(rows) {
+		if e := p.exec(&rows[i]); e.Wave == w && (e.Status == Queued || e.InFlight()) {
+			return true
+		}
+	}
+	return false
+}
 
 func (p *planner) tally(w int) tally {
 	t := tally{failed: map[ota.FailureClass]int{}}
-	for _, id := range p.st.Waves[w].Members {
-		e, _ := p.st.get(id)
+	rows := p.members(w)
+	for i := range rows {
+		e := p.exec(&rows[i])
 		if e.Wave != w {
 			continue // moved on to a later wave
 		}
@@ -192,6 +239,9 @@ func (p *planner) tally(w int) tally {
 // mustAbort returns why the rollout must stop, or nothing.
 func (p *planner) mustAbort() string {
 	for w := 0; w <= p.st.Wave; w++ {
+		if len(p.spec.Waves[w].Gate.Abort) == 0 {
+			continue
+		}
 		t := p.tally(w)
 		for _, r := range p.spec.Waves[w].Gate.Abort {
 			if n := t.failed[r.Failure]; r.fires(n, t.executed) {
@@ -261,12 +311,12 @@ func (p *planner) metrics(w int) []gate.Result {
 // settledOK lists the devices of a wave that succeeded, and counts those that
 // did or still may.
 func (p *planner) settledOK(w int) (ids []string, due int) {
-	for _, id := range p.st.Waves[w].Members {
-		e, _ := p.st.get(id)
-		switch {
+	rows := p.members(w)
+	for i := range rows {
+		switch e := p.exec(&rows[i]); {
 		case e.Wave != w:
 		case e.Succeeded():
-			ids = append(ids, id)
+			ids = append(ids, rows[i].id)
 			due++
 		case e.Status == Queued || e.InFlight():
 			due++
@@ -278,10 +328,11 @@ func (p *planner) settledOK(w int) (ids []string, due int) {
 // judge moves the current wave on once all its devices have settled, and
 // reports whether a next one started.
 func (p *planner) judge() bool {
-	w, t := p.st.Wave, p.tally(p.st.Wave)
-	if t.open() > 0 {
+	w := p.st.Wave
+	if p.open(w) {
 		return false
 	}
+	t := p.tally(w)
 	state, spec := &p.st.Waves[w], p.spec.Waves[w]
 	if state.Verdict == gate.Pass {
 		return p.advance(w)

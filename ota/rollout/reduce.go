@@ -58,6 +58,8 @@ func (s *State) assign(d Decision) bool {
 		s.Waves = make([]WaveState, d.Waves)
 		if s.over == nil {
 			s.Exec = make(map[string]Exec, len(d.Assign))
+		} else {
+			s.over = make(map[string]Exec, len(d.Assign))
 		}
 	}
 	now := s.Clock(d.At)

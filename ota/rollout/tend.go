@@ -13,14 +13,13 @@ import (
 // failed.
 func (p *planner) tend() {
 	for w := 0; w <= p.st.Wave; w++ {
-		for _, id := range p.st.Waves[w].Members {
-			e, _ := p.st.get(id)
-			if e.Wave != w {
-				continue
+		rows := p.members(w)
+		for i := range rows {
+			r := &rows[i]
+			if e := p.exec(r); e.Wave == w {
+				p.check(r.id, e, r.d)
+				p.settle(r.id, p.exec(r), r.d)
 			}
-			p.check(id, e, p.dev[id])
-			e, _ = p.st.get(id)
-			p.settle(id, e, p.dev[id])
 		}
 	}
 }
@@ -170,12 +169,9 @@ func (p *planner) backoff(attempts int) time.Duration {
 func (p *planner) unwind() {
 	open := 0
 	for w := range p.st.Waves {
-		for _, id := range p.st.Waves[w].Members {
-			e, _ := p.st.get(id)
-			if e.Wave != w {
-				continue
-			}
-			if p.unwindOne(id, e, p.dev[id]) {
+		rows := p.members(w)
+		for i := range rows {
+			if e := p.exec(&rows[i]); e.Wave == w && p.unwindOne(rows[i].id, e, rows[i].d) {
 				open++
 			}
 		}
@@ -185,9 +181,9 @@ func (p *planner) unwind() {
 	}
 	var restored, kept, lost, touched int
 	for w := range p.st.Waves {
-		for _, id := range p.st.Waves[w].Members {
-			e, _ := p.st.get(id)
-			switch {
+		rows := p.members(w)
+		for i := range rows {
+			switch e := p.exec(&rows[i]); {
 			case e.Wave != w || e.Attempts == 0:
 				continue
 			case e.Status == Restored || e.Confirmed:
