@@ -39,21 +39,27 @@ const (
 	blobDir    = "blobs/sha256"
 	partialDir = "partial"
 	bufSize    = 256 << 10
-	syncEvery  = 8 << 20 // bytes appended between two syncs: what a power cut may cost
+	// syncEvery divides a partial: it is synced whenever it grows over a
+	// multiple, so all below the last multiple survives a power cut.
+	syncEvery = 8 << 20
 )
 
 // Store keeps blobs. It may be used from several goroutines; calls about the
 // same digest wait for each other.
 type Store struct {
-	files slot.Files
+	files     slot.Files
+	syncEvery int64
 
-	mu   sync.Mutex // guards busy
+	mu   sync.Mutex // guards all below
 	busy map[ota.Digest]chan struct{}
+	// resumed is where this process began to append to a partial that an
+	// earlier one left; what that one wrote last may not have been synced.
+	resumed map[ota.Digest]int64
 }
 
 // NewStore returns the store in f, below blobs/ and partial/.
 func NewStore(f slot.Files) *Store {
-	return &Store{files: f, busy: map[ota.Digest]chan struct{}{}}
+	return &Store{files: f, syncEvery: syncEvery, busy: map[ota.Digest]chan struct{}{}, resumed: map[ota.Digest]int64{}}
 }
 
 func blobName(d ota.Digest) string    { h := d.Hex(); return blobDir + "/" + h[:2] + "/" + h }
@@ -153,7 +159,7 @@ func (s *Store) Delete(d ota.Digest) error {
 		return err
 	}
 	defer unlock()
-	return errors.Join(s.files.Remove(blobName(d)), s.files.Remove(partialName(d)))
+	return errors.Join(s.files.Remove(blobName(d)), s.removePartial(d))
 }
 
 // Partial returns how many bytes of d are there to resume from, 0 when none.
@@ -201,19 +207,24 @@ func (s *Store) Append(ctx context.Context, d ota.Digest, offset, size int64, r 
 	if have != offset {
 		return 0, fmt.Errorf("partial %s has %d bytes, got data for %d: %w", d.Short(), have, offset, ErrOffset)
 	}
-	n, err = appendTo(ctx, f, r, size-offset)
+	s.mu.Lock()
+	if _, known := s.resumed[d]; !known {
+		s.resumed[d] = offset
+	}
+	s.mu.Unlock()
+	n, err = s.appendTo(ctx, f, r, offset, size)
 	if err != nil {
 		return n, fmt.Errorf("blob %s at %d: %w", d.Short(), offset+n, err)
 	}
 	return n, nil
 }
 
-// appendTo copies at most limit bytes of r to f and syncs them.
-func appendTo(ctx context.Context, f slot.AppendFile, r io.Reader, limit int64) (n int64, err error) {
+// appendTo copies r to f, which has offset bytes, until it has size, and syncs.
+func (s *Store) appendTo(ctx context.Context, f slot.AppendFile, r io.Reader, offset, size int64) (n int64, err error) {
 	buf := make([]byte, bufSize)
-	unsynced := 0
+	synced := int64(0)
 	defer func() {
-		if unsynced > 0 {
+		if n > synced {
 			err = errors.Join(err, f.Sync())
 		}
 	}()
@@ -222,24 +233,23 @@ func appendTo(ctx context.Context, f slot.AppendFile, r io.Reader, limit int64) 
 			return n, context.Cause(ctx)
 		}
 		// One byte more than fits tells an end from endless data.
-		got, rerr := r.Read(buf[:min(int64(len(buf)), limit-n+1)])
-		over := int64(got) > limit-n
+		got, rerr := r.Read(buf[:min(int64(len(buf)), size-offset-n+1)])
+		over := int64(got) > size-offset-n
 		if over {
-			got = int(limit - n)
+			got = int(size - offset - n)
 		}
 		if got > 0 {
 			w, werr := f.Write(buf[:got])
 			n += int64(w)
-			unsynced += w
 			if werr != nil {
 				return n, werr
 			}
 		}
-		if unsynced >= syncEvery {
+		if (offset+n)/s.syncEvery > (offset+synced)/s.syncEvery {
 			if err := f.Sync(); err != nil {
 				return n, err
 			}
-			unsynced = 0
+			synced = n
 		}
 		switch {
 		case over:
@@ -253,9 +263,11 @@ func appendTo(ctx context.Context, f slot.AppendFile, r io.Reader, limit int64) 
 }
 
 // Finish hashes the whole partial of d and, if it is what d says, makes it
-// visible as a blob. A wrong content drops the partial and returns
-// ErrDigestMismatch; a short one is kept and returns ErrTruncated. A blob that
-// is there already is no error.
+// visible as a blob. A wrong content returns ErrDigestMismatch and is dropped:
+// at first only what an earlier process may have left unsynced and all after
+// it, since a power cut explains that; when it is wrong again, or nothing was
+// left by an earlier process, all of it. A short one is kept and returns
+// ErrTruncated. A blob that is there already is no error.
 func (s *Store) Finish(ctx context.Context, d ota.Digest, size int64) error {
 	unlock, err := s.lock(ctx, d)
 	if err != nil {
@@ -291,9 +303,13 @@ func (s *Store) finish(ctx context.Context, d ota.Digest, want int64) error {
 		return s.drop(d, fmt.Errorf("finish blob %s: %d bytes, want %d: %w", d.Short(), n, want, ErrTooLong))
 	}
 	if got := ota.DigestFromSum([sha256.Size]byte(h.Sum(nil))); got != d {
-		return s.drop(d, fmt.Errorf("finish blob %s: content is %s: %w", d.Short(), got.Short(), ErrDigestMismatch))
+		return s.dropTail(d, want, fmt.Errorf("finish blob %s: content is %s: %w", d.Short(), got.Short(), ErrDigestMismatch))
 	}
-	return s.publish(d)
+	if err := s.publish(d); err != nil {
+		return err
+	}
+	s.forget(d)
+	return nil
 }
 
 func (s *Store) finishEmpty(d ota.Digest) error {
@@ -317,7 +333,40 @@ func (s *Store) publish(d ota.Digest) error {
 }
 
 func (s *Store) drop(d ota.Digest, cause error) error {
-	return errors.Join(cause, s.files.Remove(partialName(d)))
+	return errors.Join(cause, s.removePartial(d))
+}
+
+func (s *Store) removePartial(d ota.Digest) error {
+	s.forget(d)
+	return s.files.Remove(partialName(d))
+}
+
+func (s *Store) forget(d ota.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.resumed, d)
+}
+
+// dropTail cuts a wrong partial back to what was synced for certain before
+// this process, or drops it.
+func (s *Store) dropTail(d ota.Digest, size int64, cause error) error {
+	s.mu.Lock()
+	begun, known := s.resumed[d]
+	if !known {
+		begun = size
+	}
+	keep := begun - begun%s.syncEvery
+	if keep == 0 || keep == begun {
+		s.mu.Unlock()
+		return s.drop(d, cause)
+	}
+	s.resumed[d] = keep
+	s.mu.Unlock()
+	f, err := s.files.OpenAppend(partialName(d))
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	return errors.Join(cause, f.Truncate(keep), f.Sync(), f.Close())
 }
 
 func hashOf(ctx context.Context, h hash.Hash, r io.Reader) (n int64, err error) {
@@ -346,14 +395,14 @@ func (s *Store) Put(ctx context.Context, d ota.Digest, r io.Reader) error {
 		return err
 	}
 	defer unlock()
-	if err := s.files.Remove(partialName(d)); err != nil {
+	if err := s.removePartial(d); err != nil {
 		return err
 	}
 	f, err := s.files.OpenAppend(partialName(d))
 	if err != nil {
 		return err
 	}
-	n, err := appendTo(ctx, f, r, MaxSize)
+	n, err := s.appendTo(ctx, f, r, 0, MaxSize)
 	if err := errors.Join(err, f.Close()); err != nil {
 		return s.drop(d, fmt.Errorf("put blob %s: %w", d.Short(), err))
 	}

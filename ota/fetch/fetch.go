@@ -77,7 +77,7 @@ type Fetcher struct {
 
 const (
 	maxRetryAfter  = 10 * time.Minute
-	maxWrongHashes = 2 // wrong contents in one Fetch before it gives up
+	maxWrongHashes = 3 // wrong contents in one Fetch before it gives up: torn tail, wrong beginning, wrong source
 )
 
 // BytesFetched returns how many bytes came in since the Fetcher was made,
