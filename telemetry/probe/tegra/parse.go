@@ -35,32 +35,41 @@ type parser struct {
 //	      | RAIL n/n | RAIL nmW[/nmW[/nmW]]   (now, average, peak)
 func Parse(line string) Stats {
 	p := parser{scanner: scanner{s: line}}
-	p.blank()
-	p.timestamp()
+	// A log may carry its own stamp before the one of tegrastats.
+	for p.blank(); p.timestamp(); p.blank() {
+	}
 	for p.blank(); !p.done(); p.blank() {
 		p.field()
 	}
 	return p.out
 }
 
-// timestamp reads "05-09-2026 18:42:06" at the start of a line.
-func (p *parser) timestamp() {
+// timestamp reads "05-09-2026 18:42:06" at the start of a line; a fraction of
+// a second, which loggers add, is dropped.
+func (p *parser) timestamp() bool {
 	const layout = "00-00-0000 00:00:00"
 	if len(p.s)-p.pos < len(layout) {
-		return
+		return false
 	}
 	t := p.s[p.pos : p.pos+len(layout)]
 	for i := range len(layout) {
 		if layout[i] == '0' != isDigit(t[i]) || layout[i] != '0' && t[i] != layout[i] {
-			return
+			return false
 		}
 	}
+	start := p.pos
 	p.pos += len(layout)
+	if p.eat('.') {
+		for isDigit(p.peek()) {
+			p.pos++
+		}
+	}
 	if !p.boundary() {
-		p.pos -= len(layout)
-		return
+		p.pos = start
+		return false
 	}
 	p.out.Time = t[6:10] + "-" + t[0:2] + "-" + t[3:5] + "T" + t[11:19]
+	return true
 }
 
 // field reads one field; at least one byte is consumed.
@@ -285,7 +294,7 @@ func (p *parser) memoryGroup(name string) {
 // isCPU accepts CPU, cpu, and cluster names such as BCPU, CPU0 or CPU_1.
 func isCPU(name string) bool {
 	n := strings.ToLower(strings.TrimRight(name, "0123456789_"))
-	return len(n) <= 8 && strings.HasSuffix(n, "cpu")
+	return len(n) <= 8 && strings.HasSuffix(n, "cpu") && plainWord(name)
 }
 
 // cores reads "[core,…]" and the clock that may follow it.
@@ -426,7 +435,7 @@ func (p *parser) rail(name string) bool {
 			break
 		}
 	}
-	if !p.boundary() || unit == "" && (n < 2 || name != strings.ToUpper(name)) || !railName(name) || len(p.out.PowerMW) >= maxNames {
+	if !p.boundary() || unit == "" && (n < 2 || name != strings.ToUpper(name)) || !plainWord(name) || len(p.out.PowerMW) >= maxNames {
 		return false
 	}
 	r := Rail{Now: v[0]}
@@ -453,9 +462,9 @@ func milliwatts(unit string) (float64, bool) {
 	return 0, false
 }
 
-// railName accepts names that begin with a letter and hold letters, digits
+// plainWord accepts names that begin with a letter and hold letters, digits
 // and _ - . + only.
-func railName(s string) bool {
+func plainWord(s string) bool {
 	for i, c := range []byte(s) {
 		if !isLetter(c) && (i == 0 || !isDigit(c) && !strings.ContainsRune("_-.+", rune(c))) {
 			return false

@@ -132,6 +132,9 @@ func TestFields(t *testing.T) {
 		// the rest
 		{`MTS fg 1% bg 8%`, `{"mts":{"fg_pct":1,"bg_pct":8},"unknown":[]}`},
 		{`EDP limit 0`, `{"edp_limit":0,"unknown":[]}`},
+		{`05-09-2026 18:42:05.123456 05-09-2026 18:42:06 EDP limit 0`, `{"time":"2026-05-09T18:42:06","edp_limit":0,"unknown":[]}`},
+		{`05-09-2026 18:42:6 EDP limit 0`, `{"edp_limit":0,"unknown":["05-09-2026 18:42:6"],"unknown_count":1}`},
+		{`NVDLA0 OFF PVA1_FREQ [0%,0%]@1011`, `{"engines":{"nvdla0":{"pct":null,"mhz":null,"off":true},"pva1":{"pct":0,"mhz":1011,"each_pct":[0,0]}},"unknown":[]}`},
 		// unknown tokens keep their values and disturb nothing
 		{`NEWTHING 12%@300 EMC_FREQ 1%`, `{"emc":{"pct":1,"mhz":null},"unknown":["NEWTHING 12%@300"],"unknown_count":1}`},
 		{`FUTURE_TOKEN value GR3D_FREQ 3%`, `{"gr3d":{"pct":3,"mhz":[]},"unknown":["FUTURE_TOKEN","value"],"unknown_count":2}`},
