@@ -29,6 +29,7 @@ import (
 	"github.com/prometheus/prometheus/util/compression"
 
 	"github.com/skein-fleet/skein/telemetry"
+	"github.com/skein-fleet/skein/telemetry/block"
 )
 
 // Options of a store. Zero values mean the defaults that the fields name.
@@ -84,8 +85,11 @@ type Store struct {
 	parser parser.Parser
 	slots  chan struct{}
 
-	mu      sync.Mutex // guards devices
+	readings *prometheus.CounterVec
+
+	mu      sync.Mutex // guards devices and schemas
 	devices map[string]*device
+	schemas map[block.SchemaID]*block.Schema
 }
 
 // Open opens or makes the store in o.Dir. The TSDB compacts by itself until
@@ -105,9 +109,15 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open series in %s: %w", o.Dir, err)
 	}
+	readings := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "skein_series_readings_total", Help: "readings of devices by what became of them"}, []string{"outcome"})
+	if o.Registry != nil {
+		if err := o.Registry.Register(readings); err != nil {
+			return nil, errors.Join(fmt.Errorf("register metrics: %w", err), db.Close())
+		}
+	}
 	p := parser.NewParser(parser.Options{})
 	return &Store{
-		opts: o, db: db, parser: p, devices: map[string]*device{}, slots: make(chan struct{}, o.MaxQueries),
+		opts: o, db: db, parser: p, readings: readings, devices: map[string]*device{}, schemas: map[block.SchemaID]*block.Schema{}, slots: make(chan struct{}, o.MaxQueries),
 		engine: promql.NewEngine(promql.EngineOpts{
 			Logger: o.Logger, Reg: o.Registry, MaxSamples: o.MaxSamples, Timeout: o.Timeout, Parser: p,
 			EnableAtModifier: true, EnableNegativeOffset: true, LookbackDelta: 5 * time.Minute,
@@ -144,6 +154,15 @@ type Appended struct {
 
 // Refused is how many readings were not stored.
 func (a Appended) Refused() int { return a.Late + a.Ahead + a.Other + a.Excess }
+
+// count keeps the outcome for the metrics.
+func (s *Store) count(n Appended) {
+	for outcome, k := range map[string]int{"stored": n.Stored, "late": n.Late, "ahead": n.Ahead, "excess": n.Excess, "other": n.Other} {
+		if k > 0 {
+			s.readings.WithLabelValues(outcome).Add(float64(k))
+		}
+	}
+}
 
 // device holds what the store remembers of one device in memory.
 type device struct {

@@ -2,6 +2,7 @@ package series
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -13,7 +14,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/skein-fleet/skein/ota/gate"
+	"github.com/skein-fleet/skein/proto/wire"
 	"github.com/skein-fleet/skein/telemetry"
+	"github.com/skein-fleet/skein/telemetry/block"
 )
 
 var t0 = time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
@@ -244,5 +247,40 @@ func TestPostedFormAndSampleLimit(t *testing.T) {
 	code, body := post(small, url.Values{"query": {"max_over_time(skein_device_power_watts[5m])"}})
 	if code != http.StatusUnprocessableEntity || !strings.Contains(body, "too many samples") {
 		t.Errorf("%d %s", code, body)
+	}
+}
+
+func TestTelemetryBlocks(t *testing.T) {
+	s := newStore(t)
+	var b block.Builder
+	b.Add([]telemetry.Reading{power("A", t0.Add(-time.Second), 1.25), power("B", t0.Add(-time.Second), 2)})
+	b.Add([]telemetry.Reading{power("A", t0, 1.5)})
+	blk, ok := b.Take()
+	if !ok {
+		t.Fatal("no block")
+	}
+	whole, _, err := block.Encode(blk, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bare, _, err := block.Encode(blk, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.AppendBlock(t.Context(), cam, bare); !errors.Is(err, block.ErrUnknownSchema) || errors.Is(err, wire.ErrMalformed) {
+		t.Errorf("a block with a schema never seen: %v", err)
+	}
+	for _, data := range [][]byte{whole, bare, whole} {
+		if n, err := s.AppendBlock(t.Context(), cam, data); err != nil || n.Stored != 3 {
+			t.Errorf("%+v %v", n, err)
+		}
+	}
+	whole[len(whole)/2] ^= 1
+	if _, err := s.AppendBlock(t.Context(), cam, whole); !errors.Is(err, wire.ErrMalformed) {
+		t.Errorf("a damaged block: %v", err)
+	}
+	want := []telemetry.Reading{power("A", t0, 1.5), power("B", t0.Add(-time.Second), 2)}
+	if d := cmp.Diff(want, s.Latest("d1")); d != "" {
+		t.Error(d)
 	}
 }
