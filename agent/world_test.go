@@ -63,6 +63,14 @@ type world struct {
 	blocks   []wire.Telemetry
 	link     *MemoryLink
 	fetched  int64
+	offline  bool
+}
+
+// unplug takes blobs and metadata away, or gives them back.
+func (w *world) unplug(yes bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.offline = yes
 }
 
 func newWorld(t testing.TB) *world {
@@ -478,6 +486,15 @@ type device struct {
 // boot starts an agent on files; stop it in the same bubble.
 func (w *world) boot(files slot.Files, change ...func(*Options)) *device {
 	w.t.Helper()
+	d, err := w.tryBoot(files, change...)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return d
+}
+
+// tryBoot is boot on a disk that may be cut already.
+func (w *world) tryBoot(files slot.Files, change ...func(*Options)) (*device, error) {
 	d := &device{runtime: newFakeRuntime(files), done: make(chan error, 1)}
 	d.link = NewMemoryLink(w.receive)
 	w.mu.Lock()
@@ -496,13 +513,13 @@ func (w *world) boot(files slot.Files, change ...func(*Options)) *device {
 	}
 	a, err := New(o)
 	if err != nil {
-		w.t.Fatal(err)
+		return nil, err
 	}
 	d.Agent = a
 	ctx, cancel := context.WithCancel(context.Background())
 	d.cancel = cancel
 	go func() { d.done <- a.Run(ctx) }()
-	return d
+	return d, nil
 }
 
 type sourceFunc func(ctx context.Context, d ota.Digest, offset, length int64) (io.ReadCloser, error)
@@ -513,15 +530,21 @@ func (f sourceFunc) Open(ctx context.Context, d ota.Digest, offset, length int64
 
 func (w *world) open(ctx context.Context, d ota.Digest, offset, length int64) (io.ReadCloser, error) {
 	w.mu.Lock()
-	s := w.source
+	s, offline := w.source, w.offline
 	w.mu.Unlock()
+	if offline {
+		return nil, errors.New("no network")
+	}
 	return s.Open(ctx, d, offset, length)
 }
 
 func (w *world) meta(ctx context.Context, name string) ([]byte, error) {
 	w.mu.Lock()
-	m := w.metadata
+	m, offline := w.metadata, w.offline
 	w.mu.Unlock()
+	if offline {
+		return nil, errors.New("no network")
+	}
 	return m(ctx, name)
 }
 
