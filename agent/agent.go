@@ -57,6 +57,8 @@ type Options struct {
 	Identity *Identity
 	// Link to the control plane; nil is MQTT over TLS to Identity.MQTTAddress.
 	Link Link
+	// WrapLink, when set, is put around the link, for tests and simulations.
+	WrapLink func(Link) Link
 	// Dial opens connections of the default link and of HTTPS; nil goes straight
 	// or through the proxy that the environment names.
 	Dial    Dial
@@ -259,6 +261,9 @@ func (a *Agent) connectParts() error {
 			return err
 		}
 		a.link = l
+	}
+	if o.WrapLink != nil {
+		a.link = o.WrapLink(a.link)
 	}
 	return nil
 }
