@@ -178,8 +178,8 @@ func (ix *Index) Release() (Release, error) {
 		return bad(AnnVersion, "want a plain version")
 	}
 	var err error
-	if r.Counter, err = strconv.ParseUint(a[AnnCounter], 10, 63); err != nil || r.Counter == 0 {
-		return bad(AnnCounter, "want a whole number from 1")
+	if r.Counter, err = strconv.ParseUint(a[AnnCounter], 10, 64); err != nil || r.Counter == 0 || r.Counter > MaxCounter {
+		return bad(AnnCounter, "want a whole number from 1 to 2^53-1")
 	}
 	if v, ok := a[AnnModelVersion]; ok {
 		if r.ModelVersion, err = strconv.ParseInt(v, 10, 64); err != nil || r.ModelVersion < 0 {
