@@ -257,9 +257,13 @@ func (b *Broker) Kick(device string) bool {
 }
 
 // Close ends all connections and the broker, and returns when the last message
-// was handled.
+// was handled. A second call does nothing.
 func (b *Broker) Close() error {
 	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return nil
+	}
 	b.closed = true
 	for c := range b.conns {
 		_ = c.Close()

@@ -206,13 +206,25 @@ func (k *Desk) admit(ctx context.Context, tx *store.Tx, tok store.Token, r Reque
 	} else if err != nil {
 		return store.Device{}, err
 	}
+	d, err := k.record(tok, r, spki, keyHash)
+	if err != nil {
+		return store.Device{}, err
+	}
+	if err := tx.PutDevice(ctx, d); err != nil {
+		return store.Device{}, err
+	}
+	return d, tx.AddAudit(ctx, k.entry(tok, d.ID, "allowed", fmt.Sprintf(`{"name":%q,"serial":%q,"state":%q}`, d.Name, d.Serial, d.State), ""))
+}
+
+// record is a new device record with an id of our own making.
+func (k *Desk) record(tok store.Token, r Request, spki, keyHash []byte) (store.Device, error) {
 	var raw [16]byte
 	if _, err := rand.Read(raw[:]); err != nil {
 		return store.Device{}, fmt.Errorf("make device id: %w", err)
 	}
 	d := store.Device{Tenant: tok.Tenant, ID: wire.FormatDeviceID(raw), Name: r.Name, Serial: r.Serial, Hardware: r.Hardware,
 		Labels: maps.Clone(r.Labels), Target: r.Target, State: store.DevicePending, SPKI: spki, SPKIHash: keyHash, SealKey: r.SealKey,
-		Token: tok.ID, Enrolled: now}
+		Token: tok.ID, Enrolled: k.Now()}
 	if d.Name == "" {
 		d.Name = d.ID[:8]
 	}
@@ -223,10 +235,7 @@ func (k *Desk) admit(ctx context.Context, tx *store.Tx, tok store.Token, r Reque
 	if tok.AutoApprove {
 		d.State = store.DeviceActive
 	}
-	if err := tx.PutDevice(ctx, d); err != nil {
-		return store.Device{}, err
-	}
-	return d, tx.AddAudit(ctx, k.entry(tok, d.ID, "allowed", fmt.Sprintf(`{"name":%q,"serial":%q,"state":%q}`, d.Name, d.Serial, d.State), ""))
+	return d, nil
 }
 
 func (k *Desk) entry(tok store.Token, subject, decision, after, fault string) store.AuditEntry {
@@ -289,4 +298,58 @@ func (k *Desk) Renew(ctx context.Context, peer pki.Peer, csr, sealKey []byte) (p
 		return pki.Issued{}, err
 	}
 	return is, k.Fleet.Renewed(ctx, peer.Tenant, peer.Device, sealKey, is.NotAfter)
+}
+
+// localBatch bounds one transaction of EnrollLocal.
+const localBatch = 500
+
+// EnrollLocal makes devices without a token, for a process that owns both sides.
+func (k *Desk) EnrollLocal(ctx context.Context, tenant string, reqs []Request) ([]Result, error) {
+	out := make([]Result, 0, len(reqs))
+	for chunk := range slices.Chunk(reqs, localBatch) {
+		start := len(out)
+		err := k.DB.Update(ctx, func(tx *store.Tx) error {
+			for _, r := range chunk {
+				res, err := k.local(ctx, tx, tenant, r)
+				if err != nil {
+					return err
+				}
+				out = append(out, res)
+			}
+			return tx.AddAudit(ctx, store.AuditEntry{Tenant: tenant, Time: k.Now(), Actor: "system:local", Action: "enroll", Subject: fmt.Sprintf("%d devices", len(chunk)),
+				Decision: "allowed", Rule: "same process"})
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range out[start:] {
+			if err := k.Fleet.Enrolled(r.Device, r.Issued.NotAfter); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out, nil
+}
+
+func (k *Desk) local(ctx context.Context, tx *store.Tx, tenant string, r Request) (Result, error) {
+	if err := r.check(); err != nil {
+		return Result{}, err
+	}
+	pub, spki, err := pki.RequestKey(r.CSR)
+	if err != nil {
+		return Result{}, fmt.Errorf("%w: %w", ErrRequest, err)
+	}
+	keyHash := sha256.Sum256(spki)
+	d, err := k.record(store.Token{Tenant: tenant, AutoApprove: true}, r, spki, keyHash[:])
+	if err != nil {
+		return Result{}, err
+	}
+	is, err := k.CA.IssueDevice(pub, tenant, d.ID, k.Now())
+	if err != nil {
+		return Result{}, err
+	}
+	if err := tx.PutDevice(ctx, d); err != nil {
+		return Result{}, err
+	}
+	return Result{d, &is}, tx.AddCertificate(ctx, store.Certificate{Tenant: tenant, Serial: is.Serial, Device: d.ID, NotBefore: is.NotBefore, NotAfter: is.NotAfter, DER: is.Chain[0]})
 }

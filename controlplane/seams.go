@@ -1,0 +1,75 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/skein-fleet/skein/controlplane/internal/blobs"
+	"github.com/skein-fleet/skein/controlplane/internal/broker"
+	"github.com/skein-fleet/skein/controlplane/internal/fleet"
+	"github.com/skein-fleet/skein/ota"
+	"github.com/skein-fleet/skein/ota/trust"
+	"github.com/skein-fleet/skein/proto/wire"
+)
+
+type id = broker.Identity
+
+// signer signs for devices with the director's key.
+type signer struct{ s *trust.Signer }
+
+func (s signer) Sign(aad string, payload []byte) ([]byte, error) { return trust.Sign(s.s, aad, payload) }
+
+// link brings what devices do to the fleet.
+type link struct{ *fleet.Fleet }
+
+func (l link) Session(tenant, device string, session uint64, open bool) {
+	if open {
+		l.Opened(tenant, device, session)
+	} else {
+		l.Closed(tenant, device, session)
+	}
+}
+
+// downlink brings what the fleet says to devices.
+type downlink struct{ b *broker.Broker }
+
+func (d downlink) Publish(ctx context.Context, device string, kind wire.Kind, payload []byte) error {
+	err := d.b.Publish(ctx, device, kind, payload)
+	if errors.Is(err, broker.ErrOffline) {
+		return fmt.Errorf("%w: %w", fleet.ErrOffline, err)
+	}
+	return err
+}
+
+func (d downlink) Kick(device string) bool { return d.b.Kick(device) }
+
+// manifests answers OCI pullers; the catalog is made after the blob server.
+type manifests struct{ s *Server }
+
+func (m manifests) Manifest(ctx context.Context, name, ref string) (blobs.Manifest, error) {
+	return m.s.catalog.Manifest(ctx, name, ref)
+}
+
+func (m manifests) Tags(ctx context.Context, name string) ([]string, error) {
+	return m.s.catalog.Tags(ctx, name)
+}
+
+// grants lets a device read the blobs of the releases that it should run or
+// says it runs.
+type grants struct{ s *Server }
+
+var errNotGranted = errors.New("no release of this device contains the blob")
+
+func (g grants) MayRead(_ context.Context, device string, d ota.Digest) error {
+	v, err := g.s.fleet.Any(device)
+	if err != nil {
+		return err
+	}
+	for _, r := range []ota.Digest{v.WantedRelease, v.Running} {
+		if r != "" && g.s.catalog.Contains(v.Tenant, r, d) {
+			return nil
+		}
+	}
+	return errNotGranted
+}

@@ -1,0 +1,114 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strconv"
+
+	"github.com/skein-fleet/skein/controlplane/internal/auth"
+	"github.com/skein-fleet/skein/controlplane/internal/pki"
+	"github.com/skein-fleet/skein/controlplane/internal/store"
+	"github.com/skein-fleet/skein/ota/slot"
+	"github.com/skein-fleet/skein/ota/trust"
+)
+
+const adminName = "admin.token"
+
+// openState opens database, CA and trust repository, making them at the first start.
+func (s *Server) openState(ctx context.Context) (err error) {
+	if s.files, err = slot.OpenDir(s.cfg.DataDir); err != nil {
+		return fmt.Errorf("open data folder: %w", err)
+	}
+	if s.db, err = store.Open(ctx, filepath.Join(s.cfg.DataDir, "skein.db")); err != nil {
+		return err
+	}
+	if err := s.fixDomain(ctx); err != nil {
+		return err
+	}
+	if s.ca, err = pki.Open(s.files, s.cfg.Domain, s.now()); err != nil {
+		return err
+	}
+	dir := filepath.Join(s.cfg.DataDir, "trust")
+	s.trust, err = trust.OpenRepo(dir)
+	if errors.Is(err, trust.ErrNoRepo) {
+		sum, err2 := trust.InitDev(dir, s.cfg.Domain, s.now())
+		if err2 != nil {
+			return err2
+		}
+		s.logger.Warn("made a development trust repository: all its private keys are in one folder", "folder", dir, "root", string(sum.RootDigest))
+		s.trust, err = trust.OpenRepo(dir)
+	}
+	return err
+}
+
+// fixDomain holds the trust domain to that of the first start: certificates of
+// devices carry it.
+func (s *Server) fixDomain(ctx context.Context) error {
+	return s.db.Update(ctx, func(tx *store.Tx) error {
+		was, err := tx.Setting(ctx, store.DefaultTenant, "domain")
+		if errors.Is(err, store.ErrNotFound) {
+			return tx.SetSetting(ctx, store.DefaultTenant, "domain", s.cfg.Domain)
+		}
+		if err == nil && was != s.cfg.Domain {
+			err = fmt.Errorf("domain is %q, this data folder was made for %q: devices carry it in their certificates, so it cannot change", s.cfg.Domain, was)
+		}
+		return err
+	})
+}
+
+// epoch returns the epoch of generations, raised when the data was restored.
+func (s *Server) epoch(ctx context.Context) (epoch uint64, err error) {
+	err = s.db.Update(ctx, func(tx *store.Tx) error {
+		text, err := tx.Setting(ctx, store.DefaultTenant, "epoch")
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			epoch = 1
+		case err != nil:
+			return err
+		default:
+			if epoch, err = strconv.ParseUint(text, 10, 64); err != nil {
+				return fmt.Errorf("stored epoch: %w", err)
+			}
+		}
+		if s.cfg.Restored {
+			epoch++
+			s.logger.Warn("data was restored from a backup: epoch raised", "epoch", epoch)
+		}
+		return tx.SetSetting(ctx, store.DefaultTenant, "epoch", strconv.FormatUint(epoch, 10))
+	})
+	return epoch, err
+}
+
+// firstAdmin makes the admin credential of a fresh installation and returns its
+// token, at later starts the one from its file.
+func (s *Server) firstAdmin(ctx context.Context) (string, error) {
+	token, err := s.files.ReadFile(adminName)
+	if err == nil {
+		return string(token), nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read admin token: %w", err)
+	}
+	var have int
+	if err := s.db.View(ctx, func(tx *store.Tx) error {
+		all, err := tx.Credentials(ctx, store.DefaultTenant)
+		have = len(all)
+		return err
+	}); err != nil {
+		return "", err
+	}
+	if have > 0 { // the file was removed on purpose
+		return "", nil
+	}
+	_, text, err := s.guard.Create(ctx, store.DefaultTenant, "admin", auth.Admin, 0)
+	if err != nil {
+		return "", fmt.Errorf("make admin credential: %w", err)
+	}
+	if err := s.files.WriteFile(adminName, []byte(text)); err != nil {
+		return "", fmt.Errorf("write admin token: %w", err)
+	}
+	return text, nil
+}
