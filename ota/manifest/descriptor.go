@@ -45,8 +45,8 @@ const (
 const (
 	MaxIndex    = 4 << 20
 	MaxManifest = 4 << 20
-	MaxEntries  = 1024     // manifests of an index, layers of a manifest
-	MaxBlob     = 64 << 30 // size of one blob
+	MaxEntries  = 1024      // manifests of an index, layers of a manifest
+	MaxBlob     = 64 << 30  // size of one blob
 	MaxCounter  = 1<<53 - 1 // of a release: what every JSON reader keeps exactly
 	maxDepth    = 16
 	maxText     = 64 << 10 // one annotation
