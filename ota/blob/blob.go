@@ -39,8 +39,8 @@ const (
 	blobDir    = "blobs/sha256"
 	partialDir = "partial"
 	bufSize    = 256 << 10
-	// syncEvery divides a partial: it is synced whenever it grows over a
-	// multiple, so all below the last multiple survives a power cut.
+	// syncEvery divides a partial: it is synced at each multiple before more is
+	// written, so in a partial that is longer all below the multiple is durable.
 	syncEvery = 8 << 20
 )
 
@@ -52,8 +52,8 @@ type Store struct {
 
 	mu   sync.Mutex // guards all below
 	busy map[ota.Digest]chan struct{}
-	// resumed is where this process began to append to a partial that an
-	// earlier one left; what that one wrote last may not have been synced.
+	// resumed is how much of a partial an earlier process left, 0 when that
+	// is not in doubt; what that one wrote last may not have been synced.
 	resumed map[ota.Digest]int64
 }
 
@@ -232,26 +232,29 @@ func (s *Store) appendTo(ctx context.Context, f slot.AppendFile, r io.Reader, of
 		if ctx.Err() != nil {
 			return n, context.Cause(ctx)
 		}
+		at := offset + n
 		// One byte more than fits tells an end from endless data.
-		got, rerr := r.Read(buf[:min(int64(len(buf)), size-offset-n+1)])
-		over := int64(got) > size-offset-n
+		most := min(int64(len(buf)), size-at+1)
+		if at < size {
+			most = min(most, s.syncEvery-at%s.syncEvery)
+		}
+		got, rerr := r.Read(buf[:most])
+		over := int64(got) > size-at
 		if over {
-			got = int(size - offset - n)
+			got = int(size - at)
 		}
+		w, werr := 0, error(nil)
 		if got > 0 {
-			w, werr := f.Write(buf[:got])
+			w, werr = f.Write(buf[:got])
 			n += int64(w)
-			if werr != nil {
-				return n, werr
-			}
 		}
-		if (offset+n)/s.syncEvery > (offset+synced)/s.syncEvery {
-			if err := f.Sync(); err != nil {
-				return n, err
-			}
+		if werr == nil && w > 0 && (offset+n)%s.syncEvery == 0 {
+			werr = f.Sync()
 			synced = n
 		}
 		switch {
+		case werr != nil:
+			return n, werr
 		case over:
 			return n, ErrTooLong
 		case errors.Is(rerr, io.EOF):
@@ -355,12 +358,12 @@ func (s *Store) dropTail(d ota.Digest, size int64, cause error) error {
 	if !known {
 		begun = size
 	}
-	keep := begun - begun%s.syncEvery
-	if keep == 0 || keep == begun {
+	keep := max(begun-1, 0) / s.syncEvery * s.syncEvery
+	if keep == 0 {
 		s.mu.Unlock()
 		return s.drop(d, cause)
 	}
-	s.resumed[d] = keep
+	s.resumed[d] = 0 // wrong once more: not the tail's fault
 	s.mu.Unlock()
 	f, err := s.files.OpenAppend(partialName(d))
 	if err != nil {
