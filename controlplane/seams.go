@@ -18,7 +18,9 @@ type id = broker.Identity
 // signer signs for devices with the director's key.
 type signer struct{ s *trust.Signer }
 
-func (s signer) Sign(aad string, payload []byte) ([]byte, error) { return trust.Sign(s.s, aad, payload) }
+func (s signer) Sign(aad string, payload []byte) ([]byte, error) {
+	return trust.Sign(s.s, aad, payload)
+}
 
 // link brings what devices do to the fleet.
 type link struct{ *fleet.Fleet }

@@ -33,6 +33,8 @@ import (
 // ErrOffline is returned by Publish for a device without a session.
 var ErrOffline = errors.New("device has no session")
 
+var errForgotten = errors.New("broker lost the session")
+
 // Handler takes what devices do. Its methods are called from the goroutine of
 // the device's connection; Message returns nil when the message is stored or
 // useless, and only then it is acknowledged.
@@ -95,8 +97,9 @@ type Broker struct {
 	ctx      context.Context // of ingest, ends after all connections
 	cancel   context.CancelFunc
 
-	mu     sync.Mutex // guards conns and closed
+	mu     sync.Mutex // guards conns, live and closed
 	conns  map[*conn]struct{}
+	live   map[string]*mqtt.Client // by device, established sessions
 	closed bool
 	wg     sync.WaitGroup // connections
 }
@@ -117,7 +120,7 @@ func New(cfg Config) (*Broker, error) {
 	caps.SharedSubAvailable = 0
 	caps.RetainAvailable = 0
 	caps.MaximumQos = 1
-	b := &Broker{cfg: cfg, conns: map[*conn]struct{}{}}
+	b := &Broker{cfg: cfg, conns: map[*conn]struct{}{}, live: map[string]*mqtt.Client{}}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.server = mqtt.New(&mqtt.Options{
 		Capabilities:             caps,
@@ -235,9 +238,15 @@ func (b *Broker) Publish(ctx context.Context, device string, kind wire.Kind, pay
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	cl, ok := b.server.Clients.Get(device)
-	if !ok || cl.Closed() {
+	cl := b.session(device)
+	if cl == nil {
 		return fmt.Errorf("publish %s to %s: %w", kind, device, ErrOffline)
+	}
+	if known, ok := b.server.Clients.Get(device); !ok || known != cl {
+		// mochi's clean-up of a session that was taken over can remove the new
+		// one from its table; it would get nothing for ever.
+		cl.Stop(errForgotten)
+		return fmt.Errorf("publish %s to %s: %w: %w", kind, device, errForgotten, ErrOffline)
 	}
 	if err := b.server.Publish(wire.Topic(device, kind), payload, false, 1); err != nil {
 		return fmt.Errorf("publish %s to %s: %w", kind, device, err)
@@ -248,12 +257,22 @@ func (b *Broker) Publish(ctx context.Context, device string, kind wire.Kind, pay
 // Kick ends the live session of a device by closing its socket; the device
 // record must deny it already.
 func (b *Broker) Kick(device string) bool {
-	cl, ok := b.server.Clients.Get(device)
-	if !ok || cl.Closed() {
+	cl := b.session(device)
+	if cl == nil {
 		return false
 	}
 	cl.Stop(packets.ErrNotAuthorized)
 	return true
+}
+
+// session returns the live session of a device, or nil.
+func (b *Broker) session(device string) *mqtt.Client {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if cl := b.live[device]; cl != nil && !cl.Closed() {
+		return cl
+	}
+	return nil
 }
 
 // Close ends all connections and the broker, and returns when the last message

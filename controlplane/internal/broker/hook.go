@@ -27,7 +27,7 @@ func (h *hook) ID() string { return "skein" }
 
 func (h *hook) Provides(what byte) bool {
 	switch what {
-	case mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablish, mqtt.OnPublish,
+	case mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablish, mqtt.OnSessionEstablished, mqtt.OnPublish,
 		mqtt.OnWillSent, mqtt.OnDisconnect, mqtt.OnPublishDropped:
 		return true
 	}
@@ -91,7 +91,7 @@ func ownWill(device string, w mqtt.Will) bool {
 // of a live one: somebody else may have the key.
 func (h *hook) OnSessionEstablish(cl *mqtt.Client, _ packets.Packet) {
 	c := connOf(cl)
-	if old, ok := h.b.server.Clients.Get(cl.ID); ok && !old.Closed() {
+	if old := h.b.session(cl.ID); old != nil {
 		if oc := connOf(old); oc != nil {
 			idle := time.Since(time.Unix(0, oc.heard.Load()))
 			if idle < liveWindow || host(old.Net.Remote) != host(cl.Net.Remote) {
@@ -102,6 +102,21 @@ func (h *hook) OnSessionEstablish(cl *mqtt.Client, _ packets.Packet) {
 	}
 	c.session = h.b.sessions.Add(1)
 	h.b.cfg.Handler.Session(c.id.Tenant, c.id.Device, c.session, true)
+}
+
+// OnSessionEstablished makes the session known to Publish and Kick. A device
+// that was revoked meanwhile is cut off: its record is denied before Kick looks.
+func (h *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
+	c := connOf(cl)
+	if c == nil {
+		return
+	}
+	h.b.mu.Lock()
+	h.b.live[c.id.Device] = cl
+	h.b.mu.Unlock()
+	if err := h.b.cfg.Handler.Admit(c.id.Tenant, c.id.Device); err != nil {
+		cl.Stop(err)
+	}
 }
 
 func host(remote string) string {
@@ -186,6 +201,11 @@ func (h *hook) OnDisconnect(cl *mqtt.Client, err error, _ bool) {
 	if c == nil {
 		return
 	}
+	h.b.mu.Lock()
+	if h.b.live[c.id.Device] == cl {
+		delete(h.b.live, c.id.Device)
+	}
+	h.b.mu.Unlock()
 	if errors.Is(err, packets.ErrPacketTooLarge) {
 		h.notice(c, "oversize", fmt.Sprintf("sent a packet over %d bytes; the connection was closed", wire.MaxMessage+1024), "oversize")
 	}

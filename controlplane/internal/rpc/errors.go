@@ -11,6 +11,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/enroll"
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
 	"github.com/skein-fleet/skein/controlplane/internal/pki"
+	"github.com/skein-fleet/skein/controlplane/internal/release"
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 )
 
@@ -46,6 +47,10 @@ func codes() []struct {
 		{pki.ErrCertificate, connect.CodeUnauthenticated},
 		{pki.ErrExpired, connect.CodeUnauthenticated},
 		{pki.ErrKey, connect.CodeInvalidArgument},
+
+		{release.ErrUnknown, connect.CodeNotFound},
+		{release.ErrInvalid, connect.CodeInvalidArgument},
+		{release.ErrExists, connect.CodeAlreadyExists},
 
 		{store.ErrNotFound, connect.CodeNotFound},
 		{store.ErrConflict, connect.CodeAborted},
