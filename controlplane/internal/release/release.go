@@ -430,3 +430,12 @@ func splitModel(text string) (name string, version int64, err error) {
 	}
 	return name, version, nil
 }
+
+// Soak returns how long a device watches the release before it commits.
+func (c *Catalog) Soak(tenant string, d ota.Digest) time.Duration {
+	e, err := c.entry(tenant, d)
+	if err != nil {
+		return 0
+	}
+	return e.row.Soak
+}
