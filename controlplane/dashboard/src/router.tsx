@@ -17,7 +17,7 @@ const shell = createRoute({ getParentRoute: () => root, id: "shell", component: 
 
 const overview = createRoute({ getParentRoute: () => shell, path: "/", component: Overview });
 
-export const sortKeys = ["name", "state", "update", "target", "release", "site", "seen"] as const;
+export const sortKeys = ["name", "state", "update", "release", "hardware", "site", "seen"] as const;
 export const facetKeys = ["state", "update", "target", "site", "release", "hardware", "condition"] as const;
 export type FacetKey = (typeof facetKeys)[number];
 export interface DeviceSearch extends Partial<Record<FacetKey, string[]>> {

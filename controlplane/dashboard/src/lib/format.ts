@@ -96,7 +96,7 @@ export function releaseLabel(name: string, digest: string): string {
   return name || shortDigest(digest);
 }
 
-/** A target in words: "arm64 · SM 8.7 · TensorRT 10.3.0 · L4T 36.4.3 · 8 GB". */
+/** A target in words: "arm64 · SM 8.7 · 8 GB · TensorRT 10.3.0 · L4T 36.4.3". */
 export function targetLabel(target: string): string {
   if (!target) return "unknown target";
   const [platform = "", ...attrs] = target.split(";");
@@ -108,16 +108,12 @@ export function targetLabel(target: string): string {
     if (v !== undefined) parts.push(word(v));
   };
   say("sm", (v) => `SM ${v}`);
+  say("mem", (v) => `${v} GB`);
   say("trt", (v) => `TensorRT ${v}`);
   say("l4t", (v) => `L4T ${v}`);
   say("ort", () => "ONNX Runtime");
-  say("mem", (v) => `${v} GB`);
   say("dla", (v) => (v === "0" ? "no DLA" : `${v} DLA`));
   map.delete("cuda");
   for (const [k, v] of map) parts.push(`${k} ${v}`);
   return parts.join(" · ");
-}
-
-export function initials(s: string): string {
-  return s.slice(0, 2).toUpperCase();
 }

@@ -10,7 +10,7 @@ export const executionFill: Record<string, string> = {
   offered: "f-accent",
   failed: "f-bad",
   "rolled-back": "f-warn",
-  queued: "f-off",
+  queued: "f-queue",
   withdrawn: "f-void",
   skipped: "f-void",
 };
@@ -21,7 +21,7 @@ export function waveParts(w: Wave): Share[] {
     { key: "in-progress", label: "in progress", n: w.inProgress, fill: "f-info" },
     { key: "failed", label: "failed", n: w.failed, fill: "f-bad" },
     { key: "rolled-back", label: "rolled back", n: w.rolledBack, fill: "f-warn" },
-    { key: "queued", label: "queued", n: Math.max(0, w.queued || w.devices - w.healthy - w.inProgress - w.failed - w.rolledBack), fill: "f-off" },
+    { key: "queued", label: "queued", n: Math.max(0, w.queued || w.devices - w.healthy - w.inProgress - w.failed - w.rolledBack), fill: "f-queue" },
   ];
 }
 
@@ -32,7 +32,7 @@ export function rolloutParts(r: Rollout): Share[] {
     { key: "in-progress", label: "in progress", n: moving, fill: "f-info" },
     { key: "failed", label: "failed", n: r.failed, fill: "f-bad" },
     { key: "rolled-back", label: "rolled back", n: r.rolledBack, fill: "f-warn" },
-    { key: "queued", label: "queued", n: Math.max(0, r.devices - r.healthy - moving - r.failed - r.rolledBack), fill: "f-off" },
+    { key: "queued", label: "queued", n: Math.max(0, r.devices - r.healthy - moving - r.failed - r.rolledBack), fill: "f-queue" },
   ];
 }
 

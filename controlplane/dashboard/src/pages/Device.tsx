@@ -213,6 +213,7 @@ function Facts({ device: d }: { device: Device }) {
 function Events({ device, change }: { device: string; change: string }) {
   const events = useQuery(FleetService.method.listDeviceEvents, { device, limit: 100 }, { refetchInterval: 10_000 });
   useRefetchOn(change, events.refetch);
+  const [shown, setShown] = useState(20);
   const list = events.data?.events ?? [];
   return (
     <Panel title="Events" flush tail={list.length > 0 && <span className="muted small">{plural(list.length, "event")}, newest first</span>}>
@@ -227,7 +228,7 @@ function Events({ device, change }: { device: string; change: string }) {
           <table className="grid">
             <thead><tr><th>Time on the device</th><th>Kind</th><th>Step</th><th className="wide">Message</th><th>Release</th></tr></thead>
             <tbody>
-              {list.map((e, i) => (
+              {list.slice(0, shown).map((e, i) => (
                 <tr key={`${ms(e.time)}-${i}`}>
                   <td className="nowrap"><At at={e.time} /></td>
                   <td className="nowrap">{e.attack ? <Badge word="denied">{e.kind}: {e.attack}</Badge> : e.kind}</td>
@@ -240,6 +241,7 @@ function Events({ device, change }: { device: string; change: string }) {
           </table>
         </div>
       )}
+      {list.length > shown && <div className="body"><button type="button" className="btn small" onClick={() => setShown(list.length)}>Show {list.length - shown} older</button></div>}
     </Panel>
   );
 }

@@ -25,7 +25,7 @@ const columns = helper.columns([
   helper.accessor(stateName, { id: "state", header: "State", sortFn: byText(stateName), cell: (c) => <Badge word={stateName(c.row.original)} /> }),
   helper.accessor(updateName, { id: "update", header: "Update", sortFn: byText(updateName), cell: (c) => <UpdateCell device={c.row.original} /> }),
   helper.accessor((d) => releaseLabel(d.runningReleaseName, d.runningRelease), { id: "release", header: "Release", sortFn: byText((d) => d.runningReleaseName), cell: (c) => <ReleaseCell device={c.row.original} /> }),
-  helper.accessor("target", { header: "Target", sortFn: byText((d) => d.target), cell: (c) => <div className="clip muted" title={c.row.original.target}>{targetLabel(c.row.original.target)}</div> }),
+  helper.accessor((d) => d.hardware || targetLabel(d.target), { id: "hardware", header: "Hardware", sortFn: byText((d) => d.hardware || d.target), cell: (c) => <div className="clip muted" title={targetLabel(c.row.original.target)}>{c.row.original.hardware || targetLabel(c.row.original.target)}</div> }),
   helper.accessor(site, { id: "site", header: "Site", sortFn: byText(site), cell: (c) => <div className="clip">{site(c.row.original) || <span className="muted">–</span>}</div> }),
   helper.accessor((d) => ms(d.lastSeen) ?? 0, { id: "seen", header: "Last seen", sortFn: (a, b) => (ms(b.original.lastSeen) ?? 0) - (ms(a.original.lastSeen) ?? 0), cell: (c) => <Ago at={c.row.original.lastSeen} /> }),
 ]);
@@ -44,6 +44,7 @@ function NameCell({ device: d }: { device: Device }) {
 
 function UpdateCell({ device: d }: { device: Device }) {
   const word = updateName(d);
+  if (word === "settled" && !d.runningRelease && !d.desiredRelease) return <span className="muted">–</span>;
   return <Badge word={word}>{word === "failed" && d.failureClass ? d.failureClass.toLowerCase().replace("_", " ") : word === "converging" && d.step ? d.step : word}</Badge>;
 }
 

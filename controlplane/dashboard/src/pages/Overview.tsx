@@ -32,35 +32,35 @@ export function Overview() {
         <h1>Fleet overview</h1>
       </div>
       <Kpis status={status} />
-      <div className="cols even">
-        <Panel title="By state" className="c8">
-          {status ? <ByState status={status} /> : <Bones rows={2} />}
-        </Panel>
+      <div className="cols">
+        <div className="c8 stack-gap">
+          <Panel title="By state">{status ? <ByState status={status} /> : <Bones rows={2} />}</Panel>
+          <Panel title="Rollouts under way" flush tail={<Link to="/rollouts">All rollouts</Link>}>
+            {rollouts.isPending ? (
+              <div className="body"><Bones rows={2} /></div>
+            ) : rollouts.error && !rollouts.data ? (
+              <Failure error={rollouts.error} what="The rollouts" retry={() => void rollouts.refetch()} />
+            ) : open.length === 0 ? (
+              <p className="body muted">None. Start one from a <Link to="/releases">release</Link>.</p>
+            ) : (
+              <ul className="attention">
+                {open.map((r) => (
+                  <OpenRollout key={r.id} rollout={r} />
+                ))}
+              </ul>
+            )}
+          </Panel>
+        </div>
         <Panel title="Needs attention" className="c4" flush>
           {status ? <Attention status={status} rollouts={open} /> : <div className="body"><Bones rows={2} /></div>}
         </Panel>
       </div>
-      <Panel title="Rollouts under way" flush tail={<Link to="/rollouts">All rollouts</Link>}>
-        {rollouts.isPending ? (
-          <div className="body"><Bones rows={2} /></div>
-        ) : rollouts.error && !rollouts.data ? (
-          <Failure error={rollouts.error} what="The rollouts" retry={() => void rollouts.refetch()} />
-        ) : open.length === 0 ? (
-          <p className="body muted">None. Start one from a <Link to="/releases">release</Link>.</p>
-        ) : (
-          <ul className="attention">
-            {open.map((r) => (
-              <OpenRollout key={r.id} rollout={r} />
-            ))}
-          </ul>
-        )}
-      </Panel>
       <div className="cols">
-        <Panel title="By release" className="c4"><Bars counts={status?.byRelease} facet="release" none="No release yet" /></Panel>
-        <Panel title="By target" className="c4"><Bars counts={status?.byTarget} facet="target" label={targetLabel} none="No target known yet" /></Panel>
-        <Panel title="By site" className="c4"><Bars counts={status?.bySite} facet="site" none="No device has a site label" /></Panel>
-        <Panel title="By hardware" className="c4"><Bars counts={status?.byHardware} facet="hardware" none="No hardware known yet" /></Panel>
-        <Panel title="Conditions" className="c4"><Bars counts={status?.byCondition} facet="condition" none="No device reports a condition" fill="f-warn" /></Panel>
+        <Panel title="By release" className="c4"><Bars counts={status?.byRelease} total={status?.devices} facet="release" none="No release yet" /></Panel>
+        <Panel title="By target" className="c4"><Bars counts={status?.byTarget} total={status?.devices} facet="target" label={targetLabel} none="No target known yet" /></Panel>
+        <Panel title="By site" className="c4"><Bars counts={status?.bySite} total={status?.devices} facet="site" none="No device has a site label" /></Panel>
+        <Panel title="By hardware" className="c4"><Bars counts={status?.byHardware} total={status?.devices} facet="hardware" none="No hardware known yet" /></Panel>
+        <Panel title="Conditions" className="c4"><Bars counts={status?.byCondition} total={status?.devices} facet="condition" none="No device reports a condition" fill="f-warn" /></Panel>
       </div>
     </>
   );
@@ -85,9 +85,9 @@ function Kpis({ status: s }: { status: FleetStatus | undefined }) {
     <div className="kpis">
       <Kpi label="Devices" icon="device" value={s?.devices} note={s && (pending > 0 ? `${count(pending)} waiting for approval` : "all approved")} search={{}} />
       <Kpi label="Online" icon="check" value={s && online} note={s && `${percent(online, s.devices)} of the fleet`} search={{ state: ["online"] }} />
-      <Kpi label="Converging" icon="spin" value={s?.converging} tone={s && s.converging > 0 ? "info" : ""} note="on the way to what is wanted" search={{ update: ["converging"] }} />
-      <Kpi label="Failed" icon="cross" value={s?.failed} tone={s && s.failed > 0 ? "bad" : ""} note="last update did not succeed" search={{ update: ["failed"] }} />
-      <Kpi label="Conditions" icon="warn" value={s && conditions} tone={conditions > 0 ? "warn" : ""} note="reported by devices now" search={s && s.byCondition.length > 0 ? { condition: s.byCondition.map((c) => c.key) } : {}} />
+      <Kpi label="Converging" icon="spin" value={s?.converging} tone={s && s.converging > 0 ? "info" : ""} note="not yet at what is wanted" search={{ update: ["converging"] }} />
+      <Kpi label="Failed" icon="cross" value={s?.failed} tone={s && s.failed > 0 ? "bad" : ""} note="in their last update" search={{ update: ["failed"] }} />
+      <Kpi label="Conditions" icon="warn" value={s && conditions} tone={conditions > 0 ? "warn" : ""} note="reported now" search={s && s.byCondition.length > 0 ? { condition: s.byCondition.map((c) => c.key) } : {}} />
     </div>
   );
 }
@@ -171,11 +171,11 @@ function OpenRollout({ rollout: r }: { rollout: Rollout }) {
   );
 }
 
-function Bars({ counts, facet, label = (k) => k, none, fill = "f-accent" }: { counts: Count[] | undefined; facet: FacetKey; label?: (k: string) => string; none: string; fill?: string }) {
+function Bars({ counts, total, facet, label = (k) => k, none, fill = "f-accent" }: { counts: Count[] | undefined; total: number | undefined; facet: FacetKey; label?: (k: string) => string; none: string; fill?: string }) {
   if (!counts) return <Bones rows={3} h={22} />;
   const list = counts.filter((c) => c.count > 0).sort((a, b) => b.count - a.count);
   if (list.length === 0) return <p className="muted">{none}</p>;
-  const max = Math.max(...list.map((c) => c.count));
+  const whole = Math.max(1, total ?? 0, ...list.map((c) => c.count));
   const shown = list.slice(0, 8);
   return (
     <div className="bars">
@@ -183,7 +183,7 @@ function Bars({ counts, facet, label = (k) => k, none, fill = "f-accent" }: { co
         <Link key={c.key} to="/devices" search={{ [facet]: [c.key || "none"] }} title={c.key}>
           <span className="clip">{c.key ? label(c.key) : "none"}</span>
           <span className="num">{count(c.count)}</span>
-          <span className="track"><span className={`fill ${fill}`} style={{ width: `${(100 * c.count) / max}%` }} /></span>
+          <span className="track"><span className={`fill ${fill}`} style={{ width: `${(100 * c.count) / whole}%` }} /></span>
         </Link>
       ))}
       {list.length > shown.length && <p className="muted small">and {plural(list.length - shown.length, "more", "more")} with {plural(list.slice(8).reduce((s, c) => s + c.count, 0), "device")}</p>}

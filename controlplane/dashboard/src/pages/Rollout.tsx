@@ -6,7 +6,7 @@ import { useTitle } from "../lib/hooks";
 import { executionStates, isOpen, rolloutParts } from "../lib/rollout";
 import { keepStream, type StreamState } from "../lib/stream";
 import { isNotFound, rolloutClient } from "../lib/transport";
-import { Ago, Badge, Banner, Bone, Empty, Failure, Panel, Strip } from "../ui/basics";
+import { Ago, Badge, Banner, Bone, Bones, Empty, Failure, Panel, Strip } from "../ui/basics";
 import { RolloutActions } from "./rollout/actions";
 import { Waves } from "./rollout/waves";
 
@@ -87,12 +87,12 @@ export function RolloutPage() {
         <RolloutActions rollout={r} onDone={refresh} />
       </div>
       {stream === "retrying" && <Banner tone="warn">The live connection is interrupted; what is shown may be old. Connecting again…</Banner>}
-      <Why rollout={r} explain={explain} />
+      {explain || error ? <Why rollout={r} explain={explain} /> : <Bone h={46} />}
       <Summary rollout={r} />
       <Panel title="Waves"><Waves rollout={r} executions={list} onDone={refresh} /></Panel>
       <div className="cols">
         <div className="c7"><Executions list={list} rollout={r} /></div>
-        <div className="c5"><Decisions list={decisions} /></div>
+        <div className="c5"><Decisions list={decisions} loaded={explain !== undefined} /></div>
       </div>
       <Panel title="Specification">
         <details><summary>Show as JSON</summary><pre className="json" tabIndex={0}>{JSON.stringify(r.spec ?? {}, null, 2)}</pre></details>
@@ -165,12 +165,12 @@ function Executions({ list, rollout: r }: { list: DeviceExecution[]; rollout: Ro
   );
 }
 
-function Decisions({ list }: { list: Decision[] }) {
+function Decisions({ list, loaded }: { list: Decision[]; loaded: boolean }) {
   const [shown, setShown] = useState(40);
   const newest = [...list].reverse();
   return (
     <Panel title="Decisions" tail={<span className="muted small">{list.length > 0 ? `${count(list.length)}, newest first` : ""}</span>}>
-      {list.length === 0 ? <p className="muted">No decision has been taken yet.</p> : (
+      {!loaded ? <Bones rows={4} /> : list.length === 0 ? <p className="muted">No decision has been taken yet.</p> : (
         <ol className="timeline">
           {newest.slice(0, shown).map((x, i) => (
             <li key={list.length - i}>

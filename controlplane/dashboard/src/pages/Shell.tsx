@@ -1,4 +1,4 @@
-import { Link, Navigate, Outlet, useLocation, useNavigate } from "@tanstack/react-router";
+import { Link, Outlet, useLocation, useNavigate, useRouter } from "@tanstack/react-router";
 import { useEffect, useRef, useState } from "react";
 import { fleet, useFleetStream } from "../lib/fleet";
 import { dateTime, relative } from "../lib/format";
@@ -23,10 +23,9 @@ const sections: { to: "/" | "/devices" | "/rollouts" | "/releases" | "/audit"; l
 
 export function Shell() {
   const session = useSession();
-  const location = useLocation();
   if (session.isPending) return <Loading />;
   if (session.error && isUnauthenticated(session.error)) {
-    return <Navigate to="/login" search={{ next: location.href === "/" ? undefined : location.href }} replace />;
+    return <ToLogin />;
   }
   if (session.error && !session.data) {
     return (
@@ -38,6 +37,17 @@ export function Shell() {
     );
   }
   return <Frame />;
+}
+
+/** Goes to the login page once, which brings the person back here. */
+function ToLogin() {
+  const navigate = useNavigate();
+  const router = useRouter();
+  useEffect(() => {
+    const { href, pathname } = router.state.location;
+    if (pathname !== "/login") void navigate({ to: "/login", search: { next: href === "/" ? undefined : href }, replace: true });
+  }, [navigate, router]);
+  return <Loading />;
 }
 
 function Loading() {
@@ -243,13 +253,13 @@ function useKeys(showHelp: () => void): void {
 export function NotFound() {
   useTitle("Not found");
   return (
-    <div className="state">
+    <main className="state">
       <h1>There is no such page</h1>
       <p>The address may be mistyped, or of another version of Skein.</p>
       <Link to="/" className="btn">
         To the overview
       </Link>
-    </div>
+    </main>
   );
 }
 

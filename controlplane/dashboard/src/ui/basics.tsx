@@ -103,9 +103,10 @@ export async function copyText(text: string): Promise<void> {
 
 export function Copy({ text, shown, what }: { text: string; shown?: string; what: string }) {
   return (
-    <button type="button" className="chip" title={`Copy ${text}`} aria-label={`Copy ${what}`} onClick={() => void copyText(text)}>
+    <button type="button" className="chip" title={`Copy ${text}`} onClick={() => void copyText(text)}>
       <span className="clip">{shown ?? text}</span>
-      <Icon name="copy" className="copy" />
+      <span className="sr">, copy {what}</span>
+      <Icon name="copy" />
     </button>
   );
 }

@@ -82,9 +82,9 @@ function Cells({ wave: w, executions }: { wave: Wave; executions: DeviceExecutio
   return (
     <div className="cells" role="img" aria-label={`Devices of wave ${w.name}: ${text}${rest > 0 ? `, ${rest} not drawn` : ""}`}>
       {sorted.map((x) => (
-        <span key={x.device} className={`${executionFill[x.state] ?? "f-off"} ${x.state === "in-progress" ? "moving" : ""}`} title={`${x.deviceName || x.device}: ${x.state}${x.message ? `, ${x.message}` : ""}`} />
+        <span key={x.device} className={`${executionFill[x.state] ?? "f-queue"} ${x.state === "in-progress" ? "moving" : ""}`} title={`${x.deviceName || x.device}: ${x.state}${x.message ? `, ${x.message}` : ""}`} />
       ))}
-      {Array.from({ length: rest }, (_, i) => <span key={i} className="f-off" title="queued" />)}
+      {Array.from({ length: rest }, (_, i) => <span key={i} className="f-queue" title="queued" />)}
     </div>
   );
 }
