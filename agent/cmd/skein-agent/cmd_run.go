@@ -1,0 +1,182 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skein-fleet/skein/agent"
+	"github.com/skein-fleet/skein/agent/internal/host"
+	"github.com/skein-fleet/skein/agent/internal/localapi"
+	"github.com/skein-fleet/skein/agent/internal/process"
+	"github.com/skein-fleet/skein/agent/runtime"
+	"github.com/skein-fleet/skein/agent/runtime/mock"
+	"github.com/skein-fleet/skein/ota/slot"
+	"github.com/skein-fleet/skein/telemetry/spool"
+)
+
+type runOptions struct {
+	state, socket, runtime    string
+	server                    []string
+	heartbeat, sample, blocks time.Duration
+	soakEvery, loadTimeout    time.Duration
+	spoolMiB                  int64
+	root                      string
+	tegrastats                []string
+	verbose, check            bool
+	claim                     enrollOptions
+}
+
+func runCommand(s streams) *cobra.Command {
+	var o runOptions
+	c := &cobra.Command{
+		Use: "run", Short: "Run the agent until it is stopped", Args: noArgs,
+		Long: "Run the agent until it is stopped.\n\nModel servers are started with --model-server, once for each word of the command, in which\n" +
+			"{addr} {dir} {model-file} {model} {version} {id} are replaced. A server that cannot ever load its\nmodel exits with 65, one without memory with 71.",
+		RunE: func(cmd *cobra.Command, _ []string) error { return runAgent(cmd.Context(), s, o) },
+	}
+	f := c.Flags()
+	f.StringVar(&o.state, "state", "/var/lib/skein-agent", "folder for identity, releases and telemetry")
+	f.StringVar(&o.socket, "socket", defaultSocket, "unix socket for status, explain and logs; empty for none")
+	f.StringVar(&o.runtime, "runtime", "process", "process, or mock for a device without a model server")
+	f.StringArrayVar(&o.server, "model-server", nil, "command of a model server, one word each time")
+	f.DurationVar(&o.heartbeat, "heartbeat", 10*time.Minute, "longest time between two reports")
+	f.DurationVar(&o.sample, "sample-every", time.Second, "time between two samples")
+	f.DurationVar(&o.blocks, "block-every", time.Minute, "time between two blocks of telemetry")
+	f.DurationVar(&o.loadTimeout, "load-timeout", 10*time.Minute, "how long a model server may take to get ready")
+	f.Int64Var(&o.spoolMiB, "spool-mib", 64, "bound of what waits while offline")
+	f.StringVar(&o.root, "root", "/", "root of the file system that is probed")
+	f.StringArrayVar(&o.tegrastats, "tegrastats", nil, "command that prints tegrastats lines, one word each time")
+	f.BoolVar(&o.verbose, "verbose", false, "log debug lines too")
+	f.BoolVar(&o.check, "check", false, "check configuration, identity and state, print what this device is, and exit")
+	f.StringVar(&o.claim.server, "server", "", "enrol here first if this device is not enrolled")
+	f.StringVar(&o.claim.claim, "claim", "", "claim for --server")
+	f.StringVar(&o.claim.name, "name", "", "name of the device for --server")
+	f.StringToStringVar(&o.claim.labels, "label", nil, "labels that the device claims for --server")
+	return c
+}
+
+// noArgs is cobra.NoArgs with our exit code.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("%w: %s takes none, got %q", errUsage, cmd.CommandPath(), args)
+	}
+	return nil
+}
+
+func newLogger(w io.Writer, verbose bool) *slog.Logger {
+	level := slog.LevelInfo
+	if verbose {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+}
+
+func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
+	tail := localapi.NewTail(500)
+	log := newLogger(io.MultiWriter(s.err, tail), o.verbose)
+	files, err := slot.OpenDir(o.state)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, files.Close()) }()
+	machine := host.New(host.Options{Root: o.root, StateDir: o.state, Tegrastats: o.tegrastats, Logger: log})
+	if o.claim.server != "" {
+		o.claim.state = o.state
+		if err := enrollDevice(ctx, s, o.claim, machine, files); err != nil {
+			return err
+		}
+	}
+	rt, closeRuntime, err := newRuntime(o, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeRuntime()) }()
+	sp, closeSpool := newSpool(o, log)
+	defer func() { err = errors.Join(err, closeSpool()) }()
+	a, err := agent.New(agent.Options{
+		Host: machine, Runtime: rt, Files: files, Spool: sp, Logger: log, Version: version, Floor: buildTime(),
+		Heartbeat: o.heartbeat, TelemetryEvery: o.sample, BlockEvery: o.blocks, LoadTimeout: o.loadTimeout,
+		LocalSocket: o.socket, LogTail: tail.Lines,
+	})
+	if err != nil {
+		return err
+	}
+	if o.check {
+		return printCheck(ctx, s, machine, a)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := machine.Run(ctx); err != nil {
+			log.Warn("probes ended", "error", err)
+		}
+	})
+	err = a.Run(ctx)
+	cancel()
+	wg.Wait()
+	return err
+}
+
+func printCheck(ctx context.Context, s streams, m *host.Machine, a *agent.Agent) error {
+	facts, err := m.Facts(ctx)
+	if err != nil {
+		return err
+	}
+	st := a.Status()
+	fmt.Fprintf(s.out, "device   %s (%s)\ntarget   %s\nhardware %s\nheld     %s\nrunning  %s\n", st.DeviceID, st.Name, facts.Target, facts.Hardware, st.Held, st.RunningName)
+	return nil
+}
+
+func newRuntime(o runOptions, log *slog.Logger) (runtime.Runtime, func() error, error) {
+	switch o.runtime {
+	case "mock":
+		return mock.New(mock.Options{}), func() error { return nil }, nil
+	case "process":
+		rt, err := process.New(process.Options{Command: o.server, Logger: log})
+		if err != nil {
+			return nil, nil, fmt.Errorf("%w: %w: give --model-server, or --runtime mock", errUsage, err)
+		}
+		return rt, rt.Close, nil
+	}
+	return nil, nil, fmt.Errorf("%w: --runtime %q: want process or mock", errUsage, o.runtime)
+}
+
+// newSpool opens the durable spool; without it telemetry waits in memory, for
+// a device must go on with a broken or full disk.
+func newSpool(o runOptions, log *slog.Logger) (spool.Spool, func() error) {
+	opts := agent.SpoolOptions(o.spoolMiB << 20)
+	sp, err := spool.OpenBadger(spool.BadgerOptions{Options: opts, Dir: filepath.Join(o.state, "spool")})
+	if err != nil {
+		log.Warn("telemetry waits in memory only", "error", err)
+		opts.MaxBytes = min(opts.MaxBytes, 4<<20)
+		m := spool.NewMemory(opts)
+		return m, m.Close
+	}
+	return sp, sp.Close
+}
+
+// buildTime is a time that has certainly passed: of the commit that was built.
+func buildTime() time.Time {
+	first := time.Date(2026, 11, 24, 0, 0, 0, 0, time.UTC)
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return first
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.time" {
+			if t, err := time.Parse(time.RFC3339, s.Value); err == nil && t.After(first) {
+				return t
+			}
+		}
+	}
+	return first
+}
