@@ -102,7 +102,9 @@ func (d *Device) Run(ctx context.Context) error {
 		err := d.boot(power, disk, server)
 		off()
 		d.mu.Lock()
-		d.agent, d.server = nil, nil // what was loaded is gone with the power
+		if ctx.Err() == nil { // else they stay for a last look
+			d.agent, d.server = nil, nil // what was loaded is gone with the power
+		}
 		down, dead := d.downFor, d.Dead()
 		d.downFor = 0
 		d.mu.Unlock()
