@@ -435,14 +435,18 @@ func (u *update) timestamp() error {
 	return nil
 }
 
-// meta returns the entry of a file in the metadata above it; what is signed
-// but unusable is refused.
-func meta(of map[string]*metadata.MetaFiles, role string) (*metadata.MetaFiles, error) {
+// meta returns the entry of a file in the metadata above it, and how long the
+// file may be; what is signed but unusable is refused. Length and hashes are
+// optional in TUF, the version is not.
+func meta(of map[string]*metadata.MetaFiles, role string, limit int64) (*metadata.MetaFiles, int64, error) {
 	m := of[role+".json"]
-	if m == nil || m.Version < 1 || m.Length < 1 || len(m.Hashes["sha256"]) == 0 {
-		return nil, &Attack{ClassMalformed, fmt.Errorf("no usable version, length and sha256 of %s.json are signed", role)}
+	if m == nil || m.Version < 1 || m.Length < 0 {
+		return nil, 0, &Attack{ClassMalformed, fmt.Errorf("no usable version of %s.json is signed", role)}
 	}
-	return m, nil
+	if m.Length > 0 {
+		limit = min(limit, m.Length)
+	}
+	return m, limit, nil
 }
 
 func (u *update) name(role string, m *metadata.MetaFiles) string {
@@ -453,7 +457,7 @@ func (u *update) name(role string, m *metadata.MetaFiles) string {
 }
 
 func (u *update) snapshot() error {
-	m, err := meta(u.tm.Timestamp.Signed.Meta, metadata.SNAPSHOT)
+	m, limit, err := meta(u.tm.Timestamp.Signed.Meta, metadata.SNAPSHOT, maxSnapshot)
 	if err != nil {
 		return err
 	}
@@ -466,7 +470,7 @@ func (u *update) snapshot() error {
 		}
 	}
 	name := u.name(metadata.SNAPSHOT, m)
-	b, err := u.get(name, min(m.Length, maxSnapshot))
+	b, err := u.get(name, limit)
 	if err != nil {
 		return err
 	}
@@ -481,7 +485,7 @@ func (u *update) snapshot() error {
 }
 
 func (u *update) targets() error {
-	m, err := meta(u.tm.Snapshot.Signed.Meta, metadata.TARGETS)
+	m, limit, err := meta(u.tm.Snapshot.Signed.Meta, metadata.TARGETS, maxTargets)
 	if err != nil {
 		return err
 	}
@@ -492,7 +496,7 @@ func (u *update) targets() error {
 		}
 	}
 	name := u.name(metadata.TARGETS, m)
-	b, err := u.get(name, min(m.Length, maxTargets))
+	b, err := u.get(name, limit)
 	if err != nil {
 		return err
 	}
