@@ -43,7 +43,7 @@ func testConfig(dir string) Config {
 }
 
 func testLogger(t *testing.T) *slog.Logger {
-	if os.Getenv("SKEIN_TEST_LOG") == "" {
+	if t == nil || os.Getenv("SKEIN_TEST_LOG") == "" {
 		return slog.New(slog.DiscardHandler)
 	}
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
