@@ -23,6 +23,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/auth"
 	"github.com/skein-fleet/skein/controlplane/internal/blobs"
 	"github.com/skein-fleet/skein/controlplane/internal/broker"
+	"github.com/skein-fleet/skein/controlplane/internal/conductor"
 	"github.com/skein-fleet/skein/controlplane/internal/enroll"
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
 	"github.com/skein-fleet/skein/controlplane/internal/pki"
@@ -54,6 +55,7 @@ type Server struct {
 	catalog *release.Catalog
 	series  *series.Store
 	fleet   *fleet.Fleet
+	rollout *conductor.Conductor
 	desk    *enroll.Desk
 	guard   *auth.Guard
 	broker  *broker.Broker
@@ -113,6 +115,10 @@ func (s *Server) wireParts(context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	s.rollout, err = conductor.New(conductor.Config{Store: s.db, Fleet: s.fleet, Releases: s.catalog, Measures: s.series, Logger: s.logger})
+	if err != nil {
+		return err
+	}
 	s.desk = &enroll.Desk{DB: s.db, CA: s.ca, Fleet: s.fleet, Logger: s.logger, Now: s.now}
 	s.guard = &auth.Guard{DB: s.db, Logger: s.logger, Now: s.now}
 	s.broker, err = broker.New(broker.Config{Handler: link{s.fleet}, Identify: s.identify, Logger: s.logger, Registry: s.registry})
@@ -142,6 +148,9 @@ func (s *Server) loadParts(ctx context.Context) error {
 			return fmt.Errorf("issue desired states in epoch %d: %w", epoch, err)
 		}
 	}
+	if err := s.rollout.Load(ctx); err != nil {
+		return fmt.Errorf("load rollouts: %w", err)
+	}
 	s.admin, err = s.firstAdmin(ctx)
 	return err
 }
@@ -159,6 +168,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.fleet.Run(ctx) })
+	g.Go(func() error { return s.rollout.Run(ctx) })
 	g.Go(func() error { return s.blobs.Run(ctx) })
 	g.Go(func() error { return s.catalog.Run(ctx) })
 	g.Go(func() error { return s.broker.Run(ctx, ls.mqtt, s.mqttTLS()) })

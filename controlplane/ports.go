@@ -80,7 +80,7 @@ func serve(ctx context.Context, ln net.Listener, h http.Handler, tc *tls.Config)
 // people is the port of people and programs.
 func (s *Server) people() http.Handler {
 	mux := http.NewServeMux()
-	rpc.MountCore(mux, rpc.Deps{Store: s.db, Fleet: s.fleet, Desk: s.desk, Guard: s.guard, Releases: s.catalog, Readings: s.series,
+	rpc.MountCore(mux, rpc.Deps{Store: s.db, Fleet: s.fleet, Desk: s.desk, Guard: s.guard, Releases: s.catalog, Readings: s.series, Rollouts: s.rollout,
 		Version: s.cfg.Version, Logger: s.logger})
 	s.mountApps(mux)
 	mux.HandleFunc("POST /login", s.guard.Login)
@@ -91,8 +91,9 @@ func (s *Server) people() http.Handler {
 	return http.NewCrossOriginProtection().Handler(mux)
 }
 
-// mountApps adds what stands above the fleet: artifacts, releases, series.
+// mountApps adds what stands above the fleet: artifacts, releases, rollouts, series.
 func (s *Server) mountApps(mux *http.ServeMux) {
+	rpc.MountApps(mux, rpc.AppDeps{Catalog: s.catalog, Conductor: s.rollout, Fleet: s.fleet, Guard: s.guard, Logger: s.logger})
 	mux.Handle("/v2/", s.guard.Protect(auth.Viewer, auth.Operator, s.blobs.People()))
 	mux.Handle("/api/v1/", s.guard.Protect(auth.Viewer, auth.Viewer, s.series.Handler()))
 }

@@ -273,15 +273,11 @@ func (c *Catalog) Resolve(_ context.Context, tenant, text string) (ota.Digest, e
 	return "", fmt.Errorf("release %q: %w: want name@version or a digest; `skein release list` shows them", text, ErrUnknown)
 }
 
-// Name returns name@version of a release, or the short digest of an unknown
-// one, or "" of none.
+// Name returns name@version of a release, or "" for one that is not known.
 func (c *Catalog) Name(tenant string, d ota.Digest) string {
-	if d == "" {
-		return ""
-	}
 	e, err := c.entry(tenant, d)
 	if err != nil {
-		return d.Short()
+		return ""
 	}
 	return e.row.Name + "@" + e.row.Version
 }

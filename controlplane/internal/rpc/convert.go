@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/skein-fleet/skein/controlplane/internal/conductor"
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
 	"github.com/skein-fleet/skein/ota"
 	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
@@ -71,7 +72,7 @@ func device(v fleet.View, name func(ota.Digest) string, full bool) *fleetv1.Devi
 		DesiredGeneration: generation(v.Wanted), HeldGeneration: generation(v.Held),
 		Step: v.Step, FailureClass: v.FailureClass, Failure: v.Failure,
 		DesiredParametersDigest: sumText(v.WantedParamsDigest), ReportedParametersDigest: sumText(v.ParamsDigest),
-		Rollout: v.Rollout, ClockDoubtful: v.ClockDoubtful, GenerationFromFuture: v.FromFuture,
+		Rollout: conductor.RolloutID(v.Rollout), ClockDoubtful: v.ClockDoubtful, GenerationFromFuture: v.FromFuture,
 	}
 	if v.Boot != 0 {
 		d.BootId = strconv.FormatUint(v.Boot, 16)

@@ -8,6 +8,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/skein-fleet/skein/controlplane/internal/auth"
+	"github.com/skein-fleet/skein/controlplane/internal/conductor"
 	"github.com/skein-fleet/skein/controlplane/internal/enroll"
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
 	"github.com/skein-fleet/skein/controlplane/internal/pki"
@@ -51,6 +52,12 @@ func codes() []struct {
 		{release.ErrUnknown, connect.CodeNotFound},
 		{release.ErrInvalid, connect.CodeInvalidArgument},
 		{release.ErrExists, connect.CodeAlreadyExists},
+
+		{conductor.ErrUnknown, connect.CodeNotFound},
+		{conductor.ErrAmbiguous, connect.CodeInvalidArgument},
+		{conductor.ErrInvalid, connect.CodeInvalidArgument},
+		{conductor.ErrExists, connect.CodeAlreadyExists},
+		{conductor.ErrState, connect.CodeFailedPrecondition},
 
 		{store.ErrNotFound, connect.CodeNotFound},
 		{store.ErrConflict, connect.CodeAborted},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/skein-fleet/skein/controlplane/internal/conductor"
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
 	"github.com/skein-fleet/skein/ota"
 	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
@@ -18,6 +19,9 @@ func (s *fleetService) ExplainDevice(ctx context.Context, req *fleetv1.ExplainDe
 		return nil, err
 	}
 	summary, reasons := explain(v, s.namer(v.Tenant), time.Now())
+	if s.Rollouts != nil {
+		reasons = append(s.Rollouts.ExplainDevice(ctx, v.Tenant, v.ID), reasons...)
+	}
 	return &fleetv1.ExplainDeviceResponse{Summary: summary, Reasons: reasons}, nil
 }
 
@@ -88,8 +92,9 @@ func explain(v fleet.View, name func(ota.Digest) string, now time.Time) (summary
 			add("%s condition %s: %s", severity(c.Severity), c.Name, c.Message)
 		}
 	}
-	if v.Rollout != "" {
-		add("rollout %s holds it; see: skein rollout explain %s", v.Rollout, v.Rollout)
+	if v.Rollout != "" && !v.Converged {
+		id := conductor.RolloutID(v.Rollout)
+		add("rollout %s asked for it; see: skein rollout explain %s", id, id)
 	}
 	if v.ClockDoubtful {
 		add("its clock is doubtful")

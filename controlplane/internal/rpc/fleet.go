@@ -30,6 +30,11 @@ type Readings interface {
 	Latest(device string) []telemetry.Reading
 }
 
+// Rollouts says what running rollouts do with a device.
+type Rollouts interface {
+	ExplainDevice(ctx context.Context, tenant, device string) []string
+}
+
 // Limits of lists.
 const (
 	defaultPage = 100

@@ -32,6 +32,7 @@ type Deps struct {
 	Guard    *auth.Guard
 	Releases Releases
 	Readings Readings // nil: no readings
+	Rollouts Rollouts // nil: no rollouts
 	Version  string
 	Logger   *slog.Logger
 }

@@ -1,0 +1,31 @@
+package rpc
+
+import (
+	"log/slog"
+	"net/http"
+
+	"github.com/skein-fleet/skein/controlplane/internal/auth"
+	"github.com/skein-fleet/skein/controlplane/internal/conductor"
+	"github.com/skein-fleet/skein/controlplane/internal/fleet"
+	"github.com/skein-fleet/skein/controlplane/internal/release"
+	"github.com/skein-fleet/skein/proto/gen/skein/artifact/v1/artifactv1connect"
+	"github.com/skein-fleet/skein/proto/gen/skein/release/v1/releasev1connect"
+	"github.com/skein-fleet/skein/proto/gen/skein/rollout/v1/rolloutv1connect"
+)
+
+// AppDeps is what the services above the fleet need.
+type AppDeps struct {
+	Catalog   *release.Catalog
+	Conductor *conductor.Conductor
+	Fleet     *fleet.Fleet
+	Guard     *auth.Guard
+	Logger    *slog.Logger
+}
+
+// MountApps adds the artifact, release and rollout services to mux.
+func MountApps(mux *http.ServeMux, d AppDeps) {
+	opts := Options(d.Guard, d.Logger)
+	mux.Handle(artifactv1connect.NewModelServiceHandler(&modelService{d}, opts...))
+	mux.Handle(releasev1connect.NewReleaseServiceHandler(&releaseService{d}, opts...))
+	mux.Handle(rolloutv1connect.NewRolloutServiceHandler(&rolloutService{d}, opts...))
+}
