@@ -40,7 +40,7 @@ var (
 
 // Claim is what `skein token create` prints.
 type Claim struct {
-	Token  string // the whole text, which the server knows by its hash
+	Secret string // base64url; the server keeps only its hash
 	CAHash [sha256.Size]byte
 }
 
@@ -59,7 +59,7 @@ func ParseClaim(text string) (Claim, error) {
 	if err != nil || len(hash) != sha256.Size {
 		return Claim{}, fmt.Errorf("%w: the third part is not 32 bytes of base64url; was the text cut?", ErrBadClaim)
 	}
-	return Claim{Token: text, CAHash: [sha256.Size]byte(hash)}, nil
+	return Claim{Secret: parts[1], CAHash: [sha256.Size]byte(hash)}, nil
 }
 
 // Options say who enrols and where.
@@ -122,7 +122,7 @@ func Enroll(ctx context.Context, o Options) (*Identity, error) {
 	}
 	service := enrollv1connect.NewEnrollServiceClient(client, strings.TrimSuffix(o.ServerURL, "/"))
 	req := &enrollv1.EnrollRequest{
-		Token: claim.Token, Csr: csr, Serial: o.Serial, Hardware: o.Hardware, ClaimedLabels: o.Labels,
+		Token: claim.Secret, Csr: csr, Serial: o.Serial, Hardware: o.Hardware, ClaimedLabels: o.Labels,
 		Target: o.Target, Name: o.Name, SealKey: seal.PublicKey().Bytes(),
 	}
 	resp, err := ask(ctx, service, req, o.Pending)
@@ -177,7 +177,8 @@ func ask(ctx context.Context, service enrollv1connect.EnrollServiceClient, req *
 func final(err error) bool {
 	switch connect.CodeOf(err) {
 	case connect.CodeInvalidArgument, connect.CodePermissionDenied, connect.CodeUnauthenticated,
-		connect.CodeAlreadyExists, connect.CodeNotFound, connect.CodeFailedPrecondition, connect.CodeUnimplemented:
+		connect.CodeAlreadyExists, connect.CodeNotFound, connect.CodeFailedPrecondition, connect.CodeUnimplemented,
+		connect.CodeResourceExhausted: // the claim is used up
 		return true
 	}
 	return false
