@@ -40,6 +40,18 @@ const say = (text) => console.log(`${((Date.now() - started) / 1000).toFixed(1).
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox"] });
 const context = await browser.newContext({ viewport: wide, timezoneId: "Europe/Paris", colorScheme: "light", reducedMotion: "reduce" });
 context.setDefaultTimeout(patience);
+// Everything that moves on the page without the person's doing is summed up.
+await context.addInitScript(() => {
+  window.shift = 0;
+  window.shifted = [];
+  new PerformanceObserver((list) => {
+    for (const e of list.getEntries()) {
+      if (e.hadRecentInput) continue;
+      window.shift += e.value;
+      for (const s of e.sources ?? []) window.shifted.push(`${s.node?.nodeName ?? "?"}.${s.node?.className ?? ""}`);
+    }
+  }).observe({ type: "layout-shift", buffered: true });
+});
 const page = await context.newPage();
 let here = "start";
 let expected401 = true; // before the login WhoAmI answers 401, and the browser says so
@@ -76,6 +88,11 @@ async function shoot(name, full = false) {
   await page.screenshot({ path: path.join(shots, `${name}.png`), fullPage: full && !tall });
 }
 
+async function checkShift(name) {
+  const [sum, nodes] = await page.evaluate(() => [window.shift, [...new Set(window.shifted)].slice(0, 5)]);
+  if (sum > 0.1) problem(name, `the layout shifted by ${sum.toFixed(3)} while loading (0.1 is allowed): ${nodes.join(", ")}`);
+}
+
 /** Looks at the page in both widths and both themes. */
 async function inspect(name) {
   here = name;
@@ -107,6 +124,8 @@ async function visit(name, to, ready) {
     await shoot(`${name}-missing`);
     return false;
   }
+  await page.waitForTimeout(300);
+  await checkShift(name);
   await inspect(name);
   return true;
 }
@@ -172,6 +191,10 @@ async function walkDevice() {
   await page.waitForTimeout(1200);
   const plots = await page.locator(".chart canvas").count();
   const id = page.url().split("/devices/")[1];
+  await page.reload();
+  await page.waitForFunction(() => document.querySelectorAll(".chart canvas").length > 0).catch(() => {});
+  await page.waitForTimeout(800);
+  await checkShift("device");
   await inspect("device");
   await shoot("device-full", true);
   await page.emulateMedia({ colorScheme: "dark" });

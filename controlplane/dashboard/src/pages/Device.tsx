@@ -94,7 +94,7 @@ function Head({ device: d }: { device: Device }) {
       <div className="stack tight">
         <nav className="crumbs" aria-label="Path"><Link to="/devices">Devices</Link><span aria-hidden="true">/</span><span className="clip">{d.labels.site || d.hardware || "device"}</span></nav>
         <div className="row wrap"><h1>{d.name || d.id}</h1><Badge word={stateName(d)} /><Badge word={updateName(d)} /></div>
-        <p className="sub">{[d.hardware, targetLabel(d.target)].filter(Boolean).join(" · ")} · seen <Ago at={d.lastSeen} /></p>
+        <p className="sub">{[d.hardware, targetLabel(d.target)].filter(Boolean).join(" · ")}<span className="nowrap"> · seen <Ago at={d.lastSeen} /></span></p>
       </div>
       <DeviceActions device={d} />
     </div>

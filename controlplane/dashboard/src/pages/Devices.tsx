@@ -67,7 +67,10 @@ export function Devices() {
   const f = useStore(fleet);
   const change = (part: Partial<DeviceSearch>) => void navigate({ search: (s: DeviceSearch) => ({ ...s, ...part }), replace: true, resetScroll: false });
   const { rows, facets, beyond, failure } = useMatching(search);
-  const filtered = Boolean(search.q) || facetKeys.some((k) => search[k]);
+  const phone = useMedia("(max-width: 820px)");
+  const [open, setOpen] = useState(false);
+  const chosen = facetKeys.reduce((n, k) => n + (search[k]?.length ?? 0), 0);
+  const filtered = Boolean(search.q) || chosen > 0;
 
   return (
     <>
@@ -92,7 +95,13 @@ export function Devices() {
       {beyond && <Banner tone="info">The fleet has {plural(f.total, "device")}; this page holds {count(maxLoaded)}. The list shows what the server finds for the filters, and the figures in the filters count the loaded part.</Banner>}
       <div className="filters">
         <SearchField value={search.q ?? ""} onChange={(q) => change({ q: q || undefined })} />
-        {facetKeys.map((key) => (
+        {phone && (
+          <button type="button" className={`btn ${chosen > 0 ? "chosen" : ""}`} aria-expanded={open} onClick={() => setOpen(!open)}>
+            Filters{chosen > 0 ? `: ${chosen}` : ""}
+            <Icon name={open ? "up" : "down"} />
+          </button>
+        )}
+        {(!phone || open) && facetKeys.map((key) => (
           <FacetMenu key={key} label={facetLabels[key]} options={facets[key]} chosen={search[key] ?? []} show={key === "target" ? targetLabel : undefined} onChange={(v) => change({ [key]: v.length > 0 ? v : undefined })} />
         ))}
         {filtered && (

@@ -150,7 +150,7 @@ function Executions({ list, rollout: r }: { list: DeviceExecution[]; rollout: Ro
             <tbody>
               {rows.slice(0, shown).map((x) => (
                 <tr key={x.device}>
-                  <td><Link to="/devices/$device" params={{ device: x.device }}>{x.deviceName || x.device.slice(0, 8)}</Link>{x.message && <p className="small muted">{x.failureClass && <strong className="t-bad">{x.failureClass} </strong>}{x.message}</p>}</td>
+                  <td className="who"><Link to="/devices/$device" params={{ device: x.device }} className="nowrap">{x.deviceName || x.device.slice(0, 8)}</Link>{x.message && <p className="small muted">{x.failureClass && <strong className="t-bad">{x.failureClass} </strong>}{x.message}</p>}</td>
                   <td><Badge word={x.state} /></td>
                   <td>{x.wave || <span className="muted">–</span>}</td>
                   <td><Ago at={x.updated} empty="–" /></td>

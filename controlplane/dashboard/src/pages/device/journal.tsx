@@ -1,6 +1,6 @@
 import type { Device, StepEntry } from "../../gen/skein/fleet/v1/fleet_pb";
 import { journalSteps, stepHelp } from "../../lib/device";
-import { duration, ms, shortDigest } from "../../lib/format";
+import { duration, ms, plural, shortDigest } from "../../lib/format";
 import { At, Panel, type Tone } from "../../ui/basics";
 import { Icon, type IconName } from "../../ui/Icon";
 
@@ -67,20 +67,31 @@ export function Journal({ device: d }: { device: Device }) {
       {journal.length === 0 ? (
         <p className="muted after">No update has run on this device yet.</p>
       ) : (
-        <details className="after">
-          <summary>All {journal.length} entries</summary>
-          <ol className="timeline">
-            {journal.map((e, i) => ({ e, i })).reverse().map(({ e, i }) => (
-              <li key={i}>
-                <span className={`dot ${marks[e.state]?.tone ?? "off"}`} />
-                <span><strong>{e.step}</strong> {e.state} <span className="muted num">{took(journal, i)}</span></span>
-                <span className="muted small"><At at={e.time} /></span>
-                {e.message && <p className="small">{e.message}</p>}
-              </li>
-            ))}
-          </ol>
-        </details>
+        <div className="after">
+          <Entries journal={journal} from={Math.max(0, journal.length - 4)} />
+          {journal.length > 4 && (
+            <details>
+              <summary>{plural(journal.length - 4, "older entry", "older entries")}</summary>
+              <Entries journal={journal.slice(0, -4)} from={0} />
+            </details>
+          )}
+        </div>
       )}
     </Panel>
+  );
+}
+
+function Entries({ journal, from }: { journal: StepEntry[]; from: number }) {
+  return (
+    <ol className="timeline">
+      {journal.map((e, i) => ({ e, i })).slice(from).reverse().map(({ e, i }) => (
+        <li key={i}>
+          <span className={`dot ${marks[e.state]?.tone ?? "off"}`} />
+          <span><strong>{e.step}</strong> {e.state} <span className="muted num">{took(journal, i)}</span></span>
+          <span className="muted small"><At at={e.time} /></span>
+          {e.message && <p className="small">{e.message}</p>}
+        </li>
+      ))}
+    </ol>
   );
 }
