@@ -1,0 +1,308 @@
+package link
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/skein-fleet/skein/agent/internal/pki"
+	"github.com/skein-fleet/skein/proto/wire"
+)
+
+var device = wire.FormatDeviceID([16]byte{1})
+
+// recorder is a Handler that remembers.
+type recorder struct {
+	mu     sync.Mutex
+	ups    int
+	causes []error
+	got    []wire.Kind
+	ids    atomic.Uint64
+}
+
+func (r *recorder) handler() Handler {
+	return Handler{
+		Boot: 5, NextID: func() wire.MessageID { return wire.MessageID{Boot: 5, Counter: r.ids.Add(1)} },
+		Connected:    func(context.Context) { r.mu.Lock(); r.ups++; r.mu.Unlock() },
+		Disconnected: func(err error) { r.mu.Lock(); r.causes = append(r.causes, err); r.mu.Unlock() },
+		Message:      func(k wire.Kind, _ []byte) { r.mu.Lock(); r.got = append(r.got, k); r.mu.Unlock() },
+	}
+}
+
+func (r *recorder) last() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.causes) == 0 {
+		return nil
+	}
+	return r.causes[len(r.causes)-1]
+}
+
+// run starts a link in the bubble; the returned function stops it and checks
+// that nothing is left.
+func run(t *testing.T, b *broker, o MQTTOptions, r *recorder) (*MQTT, func()) {
+	t.Helper()
+	o.Device, o.Address, o.Dial = device, "skein.local:8883", b.dial
+	m := NewMQTT(o)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx, r.handler()) }()
+	return m, func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		b.wg.Wait()
+	}
+}
+
+func presences(t *testing.T, b *broker) (out []wire.Presence) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range b.received {
+		if _, kind, err := wire.ParseTopic(p.TopicName); err == nil && kind == wire.UpPresence {
+			var v wire.Presence
+			if err := wire.Unmarshal(p.Payload, &v); err != nil {
+				t.Error(err)
+			}
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+func TestConnectPublishReceive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, r := &broker{t: t}, &recorder{}
+		m, stop := run(t, b, MQTTOptions{}, r)
+		synctest.Wait()
+		if err := m.Publish(t.Context(), wire.UpHello, []byte("hi")); err != nil {
+			t.Fatal(err)
+		}
+		b.deliver(wire.Topic(device, wire.DownDesired), []byte("d"))
+		b.deliver(wire.Topic(wire.FormatDeviceID([16]byte{2}), wire.DownDesired), []byte("foreign"))
+		time.Sleep(time.Hour) // keepalives
+		if len(r.got) != 1 || r.got[0] != wire.DownDesired || r.ups != 1 || len(b.dials) != 1 {
+			t.Errorf("got %v, %d connections, %d dials", r.got, r.ups, len(b.dials))
+		}
+		c := b.connects[0]
+		var will wire.Presence
+		if err := wire.Unmarshal(c.WillMessage, &will); err != nil || will != (wire.Presence{ID: wire.MessageID{Boot: 5}, Connection: 1}) {
+			t.Errorf("will %+v %v", will, err)
+		}
+		if !c.CleanSession || c.ClientIdentifier != device || c.WillTopic != wire.Topic(device, wire.UpPresence) || c.WillRetain || c.WillQos != 1 || c.Keepalive != 60 || c.ProtocolVersion != 4 {
+			t.Errorf("connect %+v", c)
+		}
+		stop()
+		got := presences(t, b)
+		if len(got) != 2 || !got[0].Online || got[1].Online || got[1].Connection != 1 {
+			t.Errorf("presence %+v", got)
+		}
+		if err := m.Publish(context.Background(), wire.UpHello, nil); !errors.Is(err, ErrOffline) {
+			t.Errorf("publish after the end: %v", err)
+		}
+	})
+}
+
+func TestReconnectWithFullJitter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, r := &broker{t: t}, &recorder{}
+		refuse := true
+		o := MQTTOptions{Random: func() float64 { return 0.5 }}
+		o.Device, o.Address = device, "skein.local:8883"
+		o.Dial = func(ctx context.Context, n, a string) (net.Conn, error) {
+			c, err := b.dial(ctx, n, a)
+			if refuse {
+				c.Close()
+				return nil, errTest
+			}
+			return c, err
+		}
+		m := NewMQTT(o)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- m.Run(ctx, r.handler()) }()
+		time.Sleep(10 * time.Minute)
+		var gaps []time.Duration
+		for i := 1; i < len(b.dials); i++ {
+			gaps = append(gaps, b.dials[i].Sub(b.dials[i-1]))
+		}
+		want := []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 32 * time.Second, time.Minute, time.Minute}
+		for i, w := range want {
+			if gaps[i] != w {
+				t.Fatalf("waits %v, want %v", gaps, want)
+			}
+		}
+		if !errors.Is(r.last(), errTest) {
+			t.Errorf("cause %v", r.last())
+		}
+		refuse = false
+		m.SlowDown(5 * time.Minute)
+		n := len(b.dials)
+		before := time.Now()
+		time.Sleep(20 * time.Minute)
+		// One wait was running already; the next connection lasts.
+		if r.ups != 1 || b.dials[len(b.dials)-1].Sub(before) > 7*time.Minute || len(b.dials) > n+2 {
+			t.Errorf("%d connections, dials %v after %v", r.ups, b.dials[n:], before)
+		}
+		cancel()
+		<-done
+		b.wg.Wait()
+	})
+}
+
+func TestCutAndBlackHole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, r := &broker{t: t}, &recorder{}
+		m, stop := run(t, b, MQTTOptions{}, r)
+		synctest.Wait()
+		b.set(func() { b.mute = true })
+		failed := make(chan error, 1)
+		go func() { failed <- m.Publish(t.Context(), wire.UpReport, []byte("r")) }()
+		time.Sleep(time.Second)
+		b.cut()
+		if err := <-failed; !errors.Is(err, ErrOffline) {
+			t.Errorf("publish without acknowledgement: %v", err)
+		}
+		b.set(func() { b.mute = false })
+		time.Sleep(time.Minute)
+		if r.ups != 2 {
+			t.Fatalf("%d connections", r.ups)
+		}
+		b.blackHole()
+		before := time.Now()
+		time.Sleep(5 * time.Minute)
+		if r.ups != 3 || b.dials[len(b.dials)-1].Sub(before) > 2*time.Minute {
+			t.Errorf("%d connections, newest %v after the cable was pulled", r.ups, b.dials[len(b.dials)-1].Sub(before))
+		}
+		stop()
+		var numbers []uint64
+		for _, p := range presences(t, b) {
+			if p.Online {
+				numbers = append(numbers, p.Connection)
+			}
+		}
+		if len(numbers) != 3 || numbers[0] >= numbers[1] || numbers[1] >= numbers[2] {
+			t.Errorf("connection numbers %v", numbers)
+		}
+	})
+}
+
+// TestSubscriptionRefused: paho reports no error for it.
+func TestSubscriptionRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, r := &broker{t: t, refuse: "down/cmd"}, &recorder{}
+		_, stop := run(t, b, MQTTOptions{}, r)
+		time.Sleep(time.Minute)
+		if r.ups != 0 || r.last() == nil || !strings.Contains(r.last().Error(), "down/cmd") {
+			t.Errorf("%d connections, cause %v", r.ups, r.last())
+		}
+		stop()
+	})
+}
+
+func TestKeepAliveIsClamped(t *testing.T) {
+	for in, want := range map[time.Duration]time.Duration{0: time.Minute, time.Second: 10 * time.Second, 24 * time.Hour: 20 * time.Minute} {
+		if got := NewMQTT(MQTTOptions{KeepAlive: in, Dial: (&broker{}).dial}).opts.KeepAlive; got != want {
+			t.Errorf("%s became %s, want %s", in, got, want)
+		}
+	}
+}
+
+func TestTooLargeIsRefusedHere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, r := &broker{t: t}, &recorder{}
+		m, stop := run(t, b, MQTTOptions{}, r)
+		synctest.Wait()
+		if err := m.Publish(t.Context(), wire.UpTelemetry, make([]byte, wire.MaxMessage+1)); !errors.Is(err, wire.ErrMalformed) {
+			t.Error(err)
+		}
+		stop()
+	})
+}
+
+func TestMutualTLS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAuthority(t)
+		b, r := &broker{t: t}, &recorder{}
+		b.tls = &tls.Config{MinVersion: tls.VersionTLS13, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: a.pool(),
+			Certificates: []tls.Certificate{a.leaf("skein.local", x509.ExtKeyUsageServerAuth, time.Now().AddDate(0, 0, 90))}}
+		cert := a.leaf("device", x509.ExtKeyUsageClientAuth, time.Now().Add(time.Hour))
+		now := func() (time.Time, bool) { return time.Now(), false }
+		o := MQTTOptions{TLS: pki.ClientConfig(a.pool(), "skein.local", now, func() *tls.Certificate { return &cert })}
+		m, stop := run(t, b, o, r)
+		synctest.Wait()
+		if err := m.Publish(t.Context(), wire.UpHello, nil); err != nil {
+			t.Fatal(err)
+		}
+		// The certificate expires; a session that is cut does not come back, and the cause is named
+		// whether the alert comes in the handshake or at the first read.
+		time.Sleep(2 * time.Hour)
+		b.cut()
+		time.Sleep(5 * time.Minute)
+		if r.ups != 1 || !errors.Is(r.last(), ErrRefused) {
+			t.Fatalf("%d connections, cause %v", r.ups, r.last())
+		}
+		// A renewed one is used at the next handshake.
+		cert = a.leaf("device", x509.ExtKeyUsageClientAuth, time.Now().AddDate(0, 0, 30))
+		time.Sleep(5 * time.Minute)
+		if r.ups != 2 {
+			t.Errorf("%d connections after the renewal, cause %v", r.ups, r.last())
+		}
+		stop()
+	})
+}
+
+func TestForeignServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := newAuthority(t), newAuthority(t)
+		b, r := &broker{t: t}, &recorder{}
+		b.tls = &tls.Config{Certificates: []tls.Certificate{theirs.leaf("skein.local", x509.ExtKeyUsageServerAuth, time.Now().AddDate(0, 0, 90))}}
+		now := func() (time.Time, bool) { return time.Now(), true }
+		_, stop := run(t, b, MQTTOptions{TLS: pki.ClientConfig(ours.pool(), "skein.local", now, nil)}, r)
+		time.Sleep(time.Minute)
+		if _, ok := errors.AsType[x509.UnknownAuthorityError](r.last()); !ok || r.ups != 0 || errors.Is(r.last(), ErrRefused) {
+			t.Errorf("%d connections, cause %v", r.ups, r.last())
+		}
+		stop()
+	})
+}
+
+func TestMemoryLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var kinds []wire.Kind
+		m := NewMemory(func(k wire.Kind, _ []byte) error { kinds = append(kinds, k); return nil })
+		r := &recorder{}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- m.Run(ctx, r.handler()) }()
+		synctest.Wait()
+		if err := m.Publish(ctx, wire.UpHello, nil); !errors.Is(err, ErrOffline) {
+			t.Errorf("offline: %v", err)
+		}
+		m.SetOnline(true)
+		synctest.Wait()
+		if err := m.Publish(ctx, wire.UpHello, nil); err != nil {
+			t.Error(err)
+		}
+		m.Deliver(wire.DownCmd, nil)
+		m.SetOnline(false)
+		synctest.Wait()
+		m.Deliver(wire.DownCmd, nil) // lost
+		if len(r.got) != 1 || r.ups != 1 || !errors.Is(r.last(), ErrOffline) || len(kinds) != 3 {
+			t.Errorf("%v %d %v %v", r.got, r.ups, r.last(), kinds)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
