@@ -17,7 +17,7 @@ func (a *app) auditCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.emit(r, func(w io.Writer) {
+			return a.emitList(r, func(w io.Writer) {
 				row(w, "SEQ", "TIME", "ACTOR", "ACTION", "SUBJECT", "DECISION", "RULE", "ERROR")
 				for _, e := range r.GetEntries() {
 					row(w, e.GetSequence(), stamp(e.GetTime()), e.GetActor(), e.GetAction(), e.GetSubject(), e.GetDecision(), e.GetRule(), e.GetError())
@@ -30,5 +30,6 @@ func (a *app) auditCmd() *cobra.Command {
 	f.StringVar(&req.Actor, "actor", "", "only entries by this actor")
 	f.Int32Var(&req.Limit, "limit", 50, "how many")
 	f.Int64Var(&req.BeforeSequence, "before", 0, "only entries with a lower sequence number")
+	noFiles(list, "subject", "actor")
 	return group("audit", "the audit log", "  skein audit list", list)
 }

@@ -31,7 +31,7 @@ func (a *app) credentialCmd() *cobra.Command {
 	}
 	create.Flags().StringVar(&role, "role", "viewer", "viewer, operator or admin")
 	create.Flags().DurationVar(&ttl, "ttl", 0, "life; 0 means that it does not expire")
-	_ = create.RegisterFlagCompletionFunc("role", cobra.FixedCompletions([]string{"viewer", "operator", "admin"}, cobra.ShellCompDirectiveNoFileComp))
+	fixed(create, "role", "viewer", "operator", "admin")
 
 	list := &cobra.Command{
 		Use: "list", Short: "list credentials", Args: args(cobra.NoArgs), Example: "  skein credential list",
@@ -40,7 +40,7 @@ func (a *app) credentialCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.emit(r, func(w io.Writer) {
+			return a.emitList(r, func(w io.Writer) {
 				row(w, "ID", "NAME", "ROLE", "STATE", "EXPIRES", "CREATED")
 				for _, c := range r.GetCredentials() {
 					state := "active"
@@ -54,6 +54,7 @@ func (a *app) credentialCmd() *cobra.Command {
 	}
 	revoke := &cobra.Command{
 		Use: "revoke ID", Short: "refuse a credential from now on", Args: args(cobra.ExactArgs(1)), Example: "  skein credential revoke c-12ab",
+		ValidArgsFunction: a.offer(a.credentialNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := a.auth().RevokeCredential(cmd.Context(), &authv1.RevokeCredentialRequest{Id: args[0]})
 			if err != nil {

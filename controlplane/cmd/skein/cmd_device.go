@@ -1,14 +1,12 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -53,53 +51,87 @@ func (a *app) deviceListCmd() *cobra.Command {
 		Long:    "A selector is a list of a=b, a!=b, \"a in (b,c)\", a, !a, joined by commas, over labels and\nid, name, state, target, release, hardware, serial.",
 		Example: "  skein device list\n  skein device list -l 'site=lyon,state=online' -o json\n  skein device list --watch",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			all, err := a.allDevices(cmd.Context(), selector, search)
+			if err != nil {
+				return err
+			}
 			if watch {
-				return a.watchDevices(cmd.Context(), selector)
+				return a.watchDevices(cmd.Context(), selector, all.GetDevices())
 			}
-			all := &fleetv1.ListDevicesResponse{}
-			for token := ""; ; {
-				r, err := a.fleet().ListDevices(cmd.Context(), &fleetv1.ListDevicesRequest{Selector: selector, Search: search, PageSize: 500, PageToken: token})
-				if err != nil {
-					return err
-				}
-				all.Devices = append(all.Devices, r.GetDevices()...)
-				all.Total = r.GetTotal()
-				if token = r.GetNextPageToken(); token == "" {
-					break
-				}
+			if all.GetTotal() == 0 && a.table() {
+				a.note("no devices; skein token create makes a token that lets one in")
 			}
-			return a.emit(all, func(w io.Writer) { deviceTable(w, all.GetDevices()) })
+			return a.emitList(all, func(w io.Writer) { deviceTable(w, all.GetDevices()) })
 		},
 	}
 	c.Flags().StringVarP(&selector, "selector", "l", "", "label selector")
 	c.Flags().StringVar(&search, "search", "", "text in name, id, serial or hardware")
-	c.Flags().BoolVarP(&watch, "watch", "w", false, "print every change until interrupted")
+	c.Flags().BoolVarP(&watch, "watch", "w", false, "show changes until interrupted")
+	c.MarkFlagsMutuallyExclusive("search", "watch")
+	noFiles(c, "selector", "search")
 	return c
 }
 
-// watchDevices prints changed devices as they come.
-func (a *app) watchDevices(ctx context.Context, selector string) error {
-	stream, err := a.fleet().WatchFleet(ctx, &fleetv1.WatchFleetRequest{Selector: selector})
+// allDevices gathers the pages of a list.
+func (a *app) allDevices(ctx context.Context, selector, search string) (*fleetv1.ListDevicesResponse, error) {
+	all := &fleetv1.ListDevicesResponse{}
+	req := &fleetv1.ListDevicesRequest{Selector: selector, Search: search, PageSize: 500}
+	for {
+		r, err := a.fleet().ListDevices(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		all.Devices = append(all.Devices, r.GetDevices()...)
+		all.Total = r.GetTotal()
+		if req.PageToken = r.GetNextPageToken(); req.GetPageToken() == "" {
+			return all, nil
+		}
+	}
+}
+
+// watchDevices shows the list again after each change on a terminal; elsewhere
+// it prints the list and then each device that changed, as a line of its own.
+func (a *app) watchDevices(ctx context.Context, selector string, devices []*fleetv1.Device) error {
+	s, err := a.fleet().WatchFleet(ctx, &fleetv1.WatchFleetRequest{Selector: selector})
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
-	for stream.Receive() {
-		for _, d := range stream.Msg().GetChanged() {
-			if a.flags.output == "json" {
-				if err := a.emitLine(d); err != nil {
+	screen := a.screen()
+	changed := devices
+	show := func(m *fleetv1.WatchFleetResponse) error {
+		if m != nil {
+			changed = m.GetChanged()
+		}
+		if !a.table() || screen.size == nil {
+			for _, d := range changed {
+				if err := a.deviceLine(d); err != nil {
 					return err
 				}
-				continue
 			}
-			fmt.Fprintf(a.env.stdout, "%-20s %-8s %-16s wants %-16s %s\n", d.GetName(), stateName(d.GetState()),
-				cmp.Or(d.GetRunningReleaseName(), "-"), cmp.Or(d.GetDesiredReleaseName(), "-"), converging(d))
+			return nil
 		}
+		for _, d := range changed {
+			if i := slices.IndexFunc(devices, func(x *fleetv1.Device) bool { return x.GetId() == d.GetId() }); i >= 0 {
+				devices[i] = d
+			} else {
+				devices = append(devices, d)
+			}
+		}
+		return screen.draw(func(w io.Writer) { deviceTable(w, devices) })
 	}
-	if ctx.Err() != nil {
-		return nil
+	if err := show(nil); err != nil {
+		return err
 	}
-	return stream.Err()
+	return follow(ctx, s, show)
+}
+
+func (a *app) deviceLine(d *fleetv1.Device) error {
+	if !a.table() {
+		return a.emitEach(d)
+	}
+	_, err := fmt.Fprintf(a.env.stdout, "%-20s  %-8s  %-16s  wants %-16s  %s\n", clean(d.GetName()), stateName(d.GetState()),
+		cmp.Or(d.GetRunningReleaseName(), "-"), cmp.Or(d.GetDesiredReleaseName(), "-"), clean(converging(d)))
+	return err
 }
 
 func (a *app) deviceShowCmd() *cobra.Command {
@@ -108,7 +140,7 @@ func (a *app) deviceShowCmd() *cobra.Command {
 		Use: "show DEVICE", Short: "show one device: desired, reported, journal, readings", Args: args(cobra.ExactArgs(1)),
 		Long:              "DEVICE is an id, a unique prefix of one, or a name.",
 		Example:           "  skein device show cam-07\n  skein device show cam-07 --watch",
-		ValidArgsFunction: a.completeDevices,
+		ValidArgsFunction: a.offer(a.deviceNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !watch {
 				r, err := a.fleet().GetDevice(cmd.Context(), &fleetv1.GetDeviceRequest{Device: args[0]})
@@ -117,43 +149,21 @@ func (a *app) deviceShowCmd() *cobra.Command {
 				}
 				return a.emit(r, func(w io.Writer) { deviceDetails(w, r.GetDevice(), r.GetReadings()) })
 			}
-			stream, err := a.fleet().WatchDevice(cmd.Context(), &fleetv1.WatchDeviceRequest{Device: args[0]})
+			s, err := a.fleet().WatchDevice(cmd.Context(), &fleetv1.WatchDeviceRequest{Device: args[0]})
 			if err != nil {
 				return err
 			}
-			defer stream.Close()
-			for stream.Receive() {
-				m := stream.Msg()
-				if a.flags.output == "json" {
-					if err := a.emitLine(m); err != nil {
-						return err
-					}
-					continue
+			screen := a.screen()
+			return follow(cmd.Context(), s, func(m *fleetv1.WatchDeviceResponse) error {
+				if !a.table() {
+					return a.emitEach(m)
 				}
-				a.clear()
-				tw := tabwriter.NewWriter(a.env.stdout, 0, 4, 2, ' ', 0)
-				deviceDetails(tw, m.GetDevice(), m.GetReadings())
-				if err := tw.Flush(); err != nil {
-					return err
-				}
-			}
-			if cmd.Context().Err() != nil {
-				return nil
-			}
-			return stream.Err()
+				return screen.draw(func(w io.Writer) { deviceDetails(w, m.GetDevice(), m.GetReadings()) })
+			})
 		},
 	}
 	c.Flags().BoolVarP(&watch, "watch", "w", false, "show again at every change until interrupted")
 	return c
-}
-
-// clear empties a terminal; elsewhere it prints an empty line.
-func (a *app) clear() {
-	if _, tty := isTerminal(a.env.stdout); tty {
-		fmt.Fprint(a.env.stdout, "\x1b[H\x1b[2J")
-		return
-	}
-	fmt.Fprintln(a.env.stdout)
 }
 
 func deviceDetails(w io.Writer, d *fleetv1.Device, readings []*fleetv1.Reading) {
@@ -166,12 +176,20 @@ func deviceDetails(w io.Writer, d *fleetv1.Device, readings []*fleetv1.Reading) 
 	row(w, "labels", labels(d.GetLabels()))
 	row(w, "capabilities", strings.Join(d.GetCapabilities(), ","))
 	row(w, "agent", d.GetAgentVersion())
-	row(w, "certificate", "until "+stamp(d.GetCertificateNotAfter()))
+	if t := d.GetCertificateNotAfter(); t != nil {
+		row(w, "certificate", "until "+stamp(t))
+	}
 	row(w, "desired", fmt.Sprintf("%s %s, generation %d.%d", cmp.Or(d.GetDesiredReleaseName(), "nothing"), short(d.GetDesiredRelease()),
 		d.GetDesiredGeneration().GetEpoch(), d.GetDesiredGeneration().GetCounter()))
 	row(w, "reported", fmt.Sprintf("%s %s, generation %d.%d", cmp.Or(d.GetRunningReleaseName(), "nothing"), short(d.GetRunningRelease()),
 		d.GetHeldGeneration().GetEpoch(), d.GetHeldGeneration().GetCounter()))
 	row(w, "phase", converging(d))
+	if d.GetGenerationFromFuture() {
+		row(w, "warning", "it holds a generation that was never given; see: skein device explain "+d.GetName())
+	}
+	if d.GetClockDoubtful() {
+		row(w, "warning", "its clock is doubtful")
+	}
 	if d.GetFailure() != "" {
 		row(w, "last failure", d.GetFailureClass()+": "+d.GetFailure())
 	}
@@ -182,7 +200,7 @@ func deviceDetails(w io.Writer, d *fleetv1.Device, readings []*fleetv1.Reading) 
 		row(w, "condition", fmt.Sprintf("%s (%s) since %s: %s", c.GetName(), c.GetSeverity(), stamp(c.GetSince()), c.GetMessage()))
 	}
 	for _, s := range d.GetJournal() {
-		row(w, "journal", fmt.Sprintf("%s  %-8s %-8s %s", stamp(s.GetTime()), s.GetStep(), s.GetState(), s.GetMessage()))
+		row(w, "journal", strings.TrimRight(fmt.Sprintf("%s  %-8s %-8s %s", stamp(s.GetTime()), s.GetStep(), s.GetState(), s.GetMessage()), " "))
 	}
 	for _, r := range readings {
 		row(w, "reading", fmt.Sprintf("%s = %g", r.GetSeries(), r.GetValue()))
@@ -192,7 +210,7 @@ func deviceDetails(w io.Writer, d *fleetv1.Device, readings []*fleetv1.Reading) 
 func (a *app) deviceExplainCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "explain DEVICE", Short: "say what holds a device up, now", Args: args(cobra.ExactArgs(1)), Example: "  skein device explain cam-07",
-		ValidArgsFunction: a.completeDevices,
+		ValidArgsFunction: a.offer(a.deviceNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := a.fleet().ExplainDevice(cmd.Context(), &fleetv1.ExplainDeviceRequest{Device: args[0]})
 			if err != nil {
@@ -204,9 +222,9 @@ func (a *app) deviceExplainCmd() *cobra.Command {
 }
 
 func explanation(w io.Writer, summary string, reasons []string) {
-	fmt.Fprintln(w, summary)
+	line(w, "%s", summary)
 	for _, r := range reasons {
-		fmt.Fprintln(w, "  - "+r)
+		line(w, "  - %s", r)
 	}
 }
 
@@ -214,13 +232,13 @@ func (a *app) deviceEventsCmd() *cobra.Command {
 	var limit int32
 	c := &cobra.Command{
 		Use: "events DEVICE", Short: "list what a device told, newest first", Args: args(cobra.ExactArgs(1)), Example: "  skein device events cam-07 --limit 20",
-		ValidArgsFunction: a.completeDevices,
+		ValidArgsFunction: a.offer(a.deviceNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := a.fleet().ListDeviceEvents(cmd.Context(), &fleetv1.ListDeviceEventsRequest{Device: args[0], Limit: limit})
 			if err != nil {
 				return err
 			}
-			return a.emit(r, func(w io.Writer) {
+			return a.emitList(r, func(w io.Writer) {
 				row(w, "TIME", "KIND", "STEP", "ATTACK", "MESSAGE")
 				for _, e := range r.GetEvents() {
 					row(w, stamp(e.GetTime()), e.GetKind(), e.GetStep(), e.GetAttack(), e.GetMessage())
@@ -230,177 +248,4 @@ func (a *app) deviceEventsCmd() *cobra.Command {
 	}
 	c.Flags().Int32Var(&limit, "limit", 50, "how many")
 	return c
-}
-
-func (a *app) deviceApproveCmd() *cobra.Command {
-	return &cobra.Command{
-		Use: "approve DEVICE", Short: "let a pending device in", Args: args(cobra.ExactArgs(1)), Example: "  skein device approve cam-07",
-		ValidArgsFunction: a.completeDevices,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := a.fleet().ApproveDevice(cmd.Context(), &fleetv1.ApproveDeviceRequest{Device: args[0]})
-			if err != nil {
-				return err
-			}
-			return a.emit(r, func(w io.Writer) {
-				fmt.Fprintf(w, "Approved %s (%s).\n", r.GetDevice().GetName(), r.GetDevice().GetId())
-			})
-		},
-	}
-}
-
-func (a *app) deviceRevokeCmd() *cobra.Command {
-	var reason string
-	var yes bool
-	c := &cobra.Command{
-		Use: "revoke DEVICE", Short: "refuse a device's certificates and end its session", Args: args(cobra.ExactArgs(1)),
-		Long: "The device keeps running what it runs, but can no longer talk to the control plane.\nIt has to be enrolled anew to come back.", Example: "  skein device revoke cam-07 --reason stolen --yes",
-		ValidArgsFunction: a.completeDevices,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := a.confirm(yes, fmt.Sprintf("Revoke device %s?", args[0])); err != nil {
-				return err
-			}
-			r, err := a.fleet().RevokeDevice(cmd.Context(), &fleetv1.RevokeDeviceRequest{Device: args[0], Reason: reason})
-			if err != nil {
-				return err
-			}
-			return a.emit(r, func(w io.Writer) {
-				session := "it was not connected"
-				if r.GetSessionEnded() {
-					session = "its session was ended"
-				}
-				fmt.Fprintf(w, "Revoked %s (%s); %s.\n", r.GetDevice().GetName(), r.GetDevice().GetId(), session)
-			})
-		},
-	}
-	c.Flags().StringVar(&reason, "reason", "", "why, for the audit log")
-	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
-	return c
-}
-
-// confirm asks on a terminal and refuses elsewhere, unless yes is set.
-func (a *app) confirm(yes bool, question string) error {
-	if yes {
-		return nil
-	}
-	if _, tty := isTerminal(a.env.stdout); !tty {
-		return usageError{fmt.Errorf("%s give --yes to do it without asking", question)}
-	}
-	fmt.Fprintf(a.env.stderr, "%s [y/N] ", question)
-	answer, err := bufio.NewReader(a.env.stdin).ReadString('\n')
-	if err != nil || !slices.Contains([]string{"y", "yes"}, strings.ToLower(strings.TrimSpace(answer))) {
-		return usageError{fmt.Errorf("not confirmed; nothing was done")}
-	}
-	return nil
-}
-
-func (a *app) deviceReplaceCmd() *cobra.Command {
-	return &cobra.Command{
-		Use: "replace OLD NEW", Short: "give name, labels, parameters and release of OLD to NEW and revoke OLD", Args: args(cobra.ExactArgs(2)),
-		Example:           "  skein device replace cam-07 k3jx",
-		ValidArgsFunction: a.completeDevices,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := a.fleet().ReplaceDevice(cmd.Context(), &fleetv1.ReplaceDeviceRequest{OldDevice: args[0], NewDevice: args[1]})
-			if err != nil {
-				return err
-			}
-			return a.emit(r, func(w io.Writer) {
-				fmt.Fprintf(w, "%s is now %s; the old device is revoked.\n", r.GetDevice().GetId(), r.GetDevice().GetName())
-			})
-		},
-	}
-}
-
-func (a *app) deviceLabelCmd() *cobra.Command {
-	var grant, take []string
-	var name string
-	c := &cobra.Command{
-		Use: "label DEVICE [KEY=VALUE|KEY-]...", Short: "set and remove labels, grant capabilities, rename", Args: args(cobra.MinimumNArgs(1)),
-		Example:           "  skein device label cam-07 site=lyon ring=early old-\n  skein device label lab-1 --grant builder\n  skein device label k3jx --name cam-07",
-		ValidArgsFunction: a.completeDevices,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			req := &fleetv1.LabelDeviceRequest{Device: args[0], Grant: grant, Take: take, Name: name}
-			var set []string
-			for _, arg := range args[1:] {
-				if key, ok := strings.CutSuffix(arg, "-"); ok && !strings.Contains(arg, "=") {
-					req.Remove = append(req.Remove, key)
-				} else {
-					set = append(set, arg)
-				}
-			}
-			var err error
-			if req.Set, err = pairs(set); err != nil {
-				return err
-			}
-			r, err := a.fleet().LabelDevice(cmd.Context(), req)
-			if err != nil {
-				return err
-			}
-			return a.emit(r, func(w io.Writer) {
-				row(w, r.GetDevice().GetName(), labels(r.GetDevice().GetLabels()), strings.Join(r.GetDevice().GetCapabilities(), ","))
-			})
-		},
-	}
-	c.Flags().StringSliceVar(&grant, "grant", nil, "capabilities to grant: builder, cache")
-	c.Flags().StringSliceVar(&take, "take", nil, "capabilities to take away")
-	c.Flags().StringVar(&name, "name", "", "new name")
-	return c
-}
-
-func (a *app) deviceAssignCmd() *cobra.Command {
-	var none bool
-	c := &cobra.Command{
-		Use: "assign DEVICE RELEASE", Short: "set the wanted release of one device, outside any rollout", Args: args(cobra.RangeArgs(1, 2)),
-		Example:           "  skein device assign cam-07 meter@3\n  skein device assign cam-07 --none",
-		ValidArgsFunction: a.completeDevices,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if none == (len(args) == 2) {
-				return usageError{fmt.Errorf("give either a release or --none")}
-			}
-			req := &fleetv1.AssignReleaseRequest{Device: args[0]}
-			if !none {
-				req.Release = args[1]
-			}
-			r, err := a.fleet().AssignRelease(cmd.Context(), req)
-			if err != nil {
-				return err
-			}
-			return a.emit(r, func(w io.Writer) {
-				fmt.Fprintf(w, "%s wants %s (generation %d.%d).\n", r.GetDevice().GetName(), cmp.Or(r.GetDevice().GetDesiredReleaseName(), "nothing"),
-					r.GetDevice().GetDesiredGeneration().GetEpoch(), r.GetDevice().GetDesiredGeneration().GetCounter())
-			})
-		},
-	}
-	c.Flags().BoolVar(&none, "none", false, "want nothing")
-	return c
-}
-
-func (a *app) deviceConfirmCmd() *cobra.Command {
-	return &cobra.Command{
-		Use: "confirm DEVICE", Short: "accept the generation of a device that is ahead of the control plane", Args: args(cobra.ExactArgs(1)),
-		Long:              "A device that holds a generation the control plane never gave has seen another one,\nfor example before a restore from backup. Until it is confirmed, nothing destructive is sent to it.",
-		Example:           "  skein device confirm cam-07",
-		ValidArgsFunction: a.completeDevices,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := a.fleet().ConfirmGeneration(cmd.Context(), &fleetv1.ConfirmGenerationRequest{Device: args[0]})
-			if err != nil {
-				return err
-			}
-			return a.emit(r, func(w io.Writer) { fmt.Fprintf(w, "Confirmed %s.\n", r.GetDevice().GetName()) })
-		},
-	}
-}
-
-func (a *app) completeDevices(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	if a.loadConfig() != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	r, err := a.fleet().ListDevices(cmd.Context(), &fleetv1.ListDevicesRequest{Search: prefix, PageSize: 50})
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var names []string
-	for _, d := range r.GetDevices() {
-		names = append(names, cmp.Or(d.GetName(), d.GetId()))
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
 }

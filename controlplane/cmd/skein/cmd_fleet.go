@@ -1,10 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
-	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -25,34 +24,22 @@ func (a *app) fleetCmd() *cobra.Command {
 				}
 				return a.emit(r, func(w io.Writer) { fleetTable(w, r.GetStatus()) })
 			}
-			stream, err := a.fleet().WatchFleet(cmd.Context(), &fleetv1.WatchFleetRequest{Selector: selector})
+			s, err := a.fleet().WatchFleet(cmd.Context(), &fleetv1.WatchFleetRequest{Selector: selector})
 			if err != nil {
 				return err
 			}
-			defer stream.Close()
-			for stream.Receive() {
-				s := stream.Msg().GetStatus()
-				if a.flags.output == "json" {
-					if err := a.emitLine(s); err != nil {
-						return err
-					}
-					continue
+			screen := a.screen()
+			return follow(cmd.Context(), s, func(m *fleetv1.WatchFleetResponse) error {
+				if !a.table() {
+					return a.emitEach(m.GetStatus())
 				}
-				a.clear()
-				tw := tabwriter.NewWriter(a.env.stdout, 0, 4, 2, ' ', 0)
-				fleetTable(tw, s)
-				if err := tw.Flush(); err != nil {
-					return err
-				}
-			}
-			if cmd.Context().Err() != nil {
-				return nil
-			}
-			return stream.Err()
+				return screen.draw(func(w io.Writer) { fleetTable(w, m.GetStatus()) })
+			})
 		},
 	}
 	status.Flags().StringVarP(&selector, "selector", "l", "", "label selector")
 	status.Flags().BoolVarP(&watch, "watch", "w", false, "show again at every change until interrupted")
+	noFiles(status, "selector")
 	return group("fleet", "the fleet as a whole", "  skein fleet status", status)
 }
 
@@ -68,15 +55,7 @@ func fleetTable(w io.Writer, s *fleetv1.FleetStatus) {
 		{"target", s.GetByTarget()}, {"site", s.GetBySite()}, {"condition", s.GetByCondition()},
 	} {
 		for _, c := range g.counts {
-			key := c.GetKey()
-			if key == "" {
-				key = "none"
-			}
-			width := 0
-			if s.GetDevices() > 0 {
-				width = int(20 * c.GetCount() / s.GetDevices())
-			}
-			row(w, g.name, fmt.Sprintf("%4d", c.GetCount()), strings.Repeat("█", width), key)
+			row(w, g.name, cmp.Or(c.GetKey(), "none"), fmt.Sprintf("%5d", c.GetCount()), bar(int64(c.GetCount()), int64(s.GetDevices()), 20))
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -42,14 +41,14 @@ func (a *app) modelPushCmd() *cobra.Command {
 				if r.GetExisting() {
 					known = " (pushed before)"
 				}
-				fmt.Fprintf(w, "%s@%d  %s  %s%s\n", v.GetModel(), v.GetVersion(), short(v.GetOnnx().GetDigest()), size(v.GetOnnx().GetSize()), known)
+				line(w, "%s@%d  %s  %s%s", v.GetModel(), v.GetVersion(), short(v.GetOnnx().GetDigest()), size(v.GetOnnx().GetSize()), known)
 			})
 		},
 	}
 	c.Flags().StringVar(&onnx, "onnx", "", "ONNX file")
 	c.Flags().StringVar(&golden, "golden", "", "golden set, JSON (format in ota/manifest)")
 	c.Flags().StringVar(&description, "description", "", "for people")
-	c.Flags().StringSliceVar(&meta, "meta", nil, "key=value to keep with the version")
+	c.Flags().StringArrayVar(&meta, "meta", nil, "key=value to keep with the version")
 	for _, name := range []string{"onnx", "golden"} {
 		_ = c.MarkFlagRequired(name)
 	}
@@ -64,7 +63,7 @@ func (a *app) modelListCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.emit(r, func(w io.Writer) {
+			return a.emitList(r, func(w io.Writer) {
 				row(w, "NAME", "LATEST", "CREATED")
 				for _, m := range r.GetModels() {
 					row(w, m.GetName(), m.GetLatestVersion(), stamp(m.GetCreated()))
@@ -77,12 +76,13 @@ func (a *app) modelListCmd() *cobra.Command {
 func (a *app) modelShowCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "show NAME[@VERSION]", Short: "show a model's versions", Args: args(cobra.ExactArgs(1)), Example: "  skein model show meter@2",
+		ValidArgsFunction: a.offer(a.modelNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := a.models().GetModel(cmd.Context(), &artifactv1.GetModelRequest{Model: args[0]})
 			if err != nil {
 				return err
 			}
-			return a.emit(r, func(w io.Writer) {
+			return a.emitList(r, func(w io.Writer) {
 				row(w, "VERSION", "ONNX", "SIZE", "GOLDEN", "CREATED", "BY", "METADATA", "DESCRIPTION")
 				for _, v := range r.GetVersions() {
 					row(w, v.GetVersion(), short(v.GetOnnx().GetDigest()), size(v.GetOnnx().GetSize()), short(v.GetGolden().GetDigest()),

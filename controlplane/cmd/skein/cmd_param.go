@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -26,7 +27,7 @@ func (a *app) paramSetCmd() *cobra.Command {
 			scope, subject := fleetv1.ParameterScope_PARAMETER_SCOPE_FLEET, ""
 			switch {
 			case site != "" && device != "":
-				return usageError{fmt.Errorf("give --site or --device, not both")}
+				return usageError{errors.New("give --site or --device, not both")}
 			case site != "":
 				scope, subject = fleetv1.ParameterScope_PARAMETER_SCOPE_SITE, site
 			case device != "":
@@ -51,12 +52,14 @@ func (a *app) paramSetCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.emit(r, func(w io.Writer) { fmt.Fprintf(w, "%d devices get a new generation.\n", r.GetDevices()) })
+			return a.emit(r, func(w io.Writer) { line(w, "%d devices get a new generation.", r.GetDevices()) })
 		},
 	}
 	c.Flags().StringVar(&site, "site", "", "site (label site) that the values are for")
 	c.Flags().StringVar(&device, "device", "", "device that the values are for")
 	c.Flags().BoolVar(&secret, "secret", false, "the values are secrets")
+	a.offerFlag(c, "device", a.deviceNames)
+	noFiles(c, "site")
 	return c
 }
 
@@ -69,7 +72,7 @@ func (a *app) paramListCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.emit(r, func(w io.Writer) {
+			return a.emitList(r, func(w io.Writer) {
 				row(w, "KEY", "SCOPE", "SUBJECT", "VALUE")
 				for _, p := range r.GetParameters() {
 					value := p.GetValue()
@@ -81,6 +84,7 @@ func (a *app) paramListCmd() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().StringVar(&device, "device", "", "device")
+	c.Flags().StringVar(&device, "device", "", "the values in force on this device")
+	a.offerFlag(c, "device", a.deviceNames)
 	return c
 }

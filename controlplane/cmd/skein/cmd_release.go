@@ -58,6 +58,8 @@ func (a *app) releaseCreateCmd() *cobra.Command {
 	f.StringArrayVar(&params, "param", nil, "declare a parameter: KEY:TYPE[=DEFAULT] or KEY:TYPE!")
 	f.DurationVar(&soak, "soak", 0, "how long a device watches the release before it commits")
 	_ = c.MarkFlagRequired("model")
+	a.offerFlag(c, "model", a.modelNames)
+	noFiles(c, "version", "target", "param", "soak")
 	return c
 }
 
@@ -93,7 +95,7 @@ func (a *app) releaseListCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.emit(r, func(w io.Writer) {
+			return a.emitList(r, func(w io.Writer) {
 				row(w, "RELEASE", "DIGEST", "MODEL", "TARGETS", "SIZE", "RUNNING", "CREATED", "BY")
 				for _, x := range r.GetReleases() {
 					row(w, x.GetName()+"@"+x.GetVersion(), short(x.GetDigest()), fmt.Sprintf("%s@%d", x.GetModel(), x.GetModelVersion()),
@@ -109,7 +111,7 @@ func (a *app) releaseShowCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use: "show RELEASE", Short: "show a release", Args: args(cobra.ExactArgs(1)),
 		Example:           "  skein release show meter@1\n  skein release show meter@1 --index",
-		ValidArgsFunction: a.completeReleases,
+		ValidArgsFunction: a.offer(a.releaseNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := a.releases().GetRelease(cmd.Context(), &releasev1.GetReleaseRequest{Release: args[0]})
 			if err != nil {
@@ -124,19 +126,4 @@ func (a *app) releaseShowCmd() *cobra.Command {
 	}
 	c.Flags().BoolVar(&index, "index", false, "print the signed OCI index as it is")
 	return c
-}
-
-func (a *app) completeReleases(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if a.loadConfig() != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	r, err := a.releases().ListReleases(cmd.Context(), &releasev1.ListReleasesRequest{})
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var names []string
-	for _, x := range r.GetReleases() {
-		names = append(names, x.GetName()+"@"+x.GetVersion())
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
 }

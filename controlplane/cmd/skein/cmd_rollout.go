@@ -1,13 +1,16 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,10 +30,13 @@ func (a *app) rolloutCmd() *cobra.Command {
 // specFlags are the ways to say what to roll out.
 type specFlags struct{ release, selector, file string }
 
-func (s *specFlags) register(c *cobra.Command) {
+func (s *specFlags) register(a *app, c *cobra.Command) {
 	c.Flags().StringVar(&s.release, "release", "", "release, NAME@VERSION or digest")
 	c.Flags().StringVarP(&s.selector, "selector", "l", "", "only these devices; default is all that can run it")
 	c.Flags().StringVarP(&s.file, "file", "f", "", "spec file, YAML or JSON (ota/rollout/SPEC.md); - reads standard input")
+	complete(c, "file", cobra.FixedCompletions([]string{"yaml", "yml", "json"}, cobra.ShellCompDirectiveFilterFileExt))
+	noFiles(c, "selector")
+	a.offerFlag(c, "release", a.releaseNames)
 }
 
 // spec reads the file and lays the flags over it. What it leaves out, the
@@ -57,7 +63,7 @@ func (s *specFlags) spec(stdin io.Reader) (*structpb.Struct, error) {
 		doc["selector"] = sel
 	}
 	if doc["release"] == nil {
-		return nil, usageError{fmt.Errorf("no release: give --release, or a spec file that names one")}
+		return nil, usageError{errors.New("no release: give --release, or a spec file that names one")}
 	}
 	// Through JSON, so that YAML's own types become those that a Struct takes.
 	b, err := json.Marshal(doc)
@@ -92,7 +98,7 @@ func (a *app) rolloutPlanCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.emit(r, func(w io.Writer) {
+			return a.emitList(r, func(w io.Writer) {
 				row(w, "WAVE", "DEVICES", "BYTES", "TARGETS")
 				for _, x := range r.GetWaves() {
 					first := true
@@ -110,15 +116,15 @@ func (a *app) rolloutPlanCmd() *cobra.Command {
 					}
 				}
 				for _, u := range r.GetUnreachable() {
-					fmt.Fprintf(w, "cannot converge: %s: %s\n", u.GetDeviceName(), u.GetReason())
+					line(w, "cannot converge: %s: %s", u.GetDeviceName(), u.GetReason())
 				}
 				for _, n := range r.GetNotes() {
-					fmt.Fprintf(w, "note: %s\n", n)
+					line(w, "note: %s", n)
 				}
 			})
 		},
 	}
-	s.register(c)
+	s.register(a, c)
 	return c
 }
 
@@ -140,12 +146,13 @@ func (a *app) rolloutStartCmd() *cobra.Command {
 				return err
 			}
 			if watch {
+				a.note("started rollout %s", cmp.Or(r.GetRollout().GetName(), r.GetRollout().GetId()))
 				return a.watchRollout(cmd.Context(), r.GetRollout().GetId())
 			}
 			return a.emit(r, func(w io.Writer) { rolloutDetails(w, r.GetRollout()) })
 		},
 	}
-	s.register(c)
+	s.register(a, c)
 	c.Flags().StringVar(&name, "name", "", "name for people")
 	c.Flags().BoolVarP(&watch, "watch", "w", false, "watch until it ends")
 	return c
@@ -159,7 +166,7 @@ func (a *app) rolloutListCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.emit(r, func(w io.Writer) {
+			return a.emitList(r, func(w io.Writer) {
 				row(w, "ID", "NAME", "RELEASE", "PHASE", "HEALTHY", "FAILED", "BACK", "CREATED", "REASON")
 				for _, x := range r.GetRollouts() {
 					row(w, short(x.GetId()), x.GetName(), x.GetReleaseName(), x.GetPhase(), fmt.Sprintf("%d/%d", x.GetHealthy(), x.GetDevices()),
@@ -180,13 +187,13 @@ func rolloutDetails(w io.Writer, x *rolloutv1.Rollout) {
 	row(w, "created", stamp(x.GetCreated())+" by "+x.GetCreatedBy())
 	row(w, "devices", fmt.Sprintf("%d: %d healthy, %d failed, %d rolled back, %d harmed", x.GetDevices(), x.GetHealthy(), x.GetFailed(), x.GetRolledBack(), x.GetHarmed()))
 	for _, v := range x.GetWaves() {
-		row(w, "wave "+v.GetName(), fmt.Sprintf("%s %d/%d healthy, %d in progress, %d failed  %s", bar(int(v.GetHealthy()), int(v.GetDevices()), 16),
+		row(w, "wave "+v.GetName(), fmt.Sprintf("%s %d/%d healthy, %d in progress, %d failed  %s", bar(int64(v.GetHealthy()), int64(v.GetDevices()), 16),
 			v.GetHealthy(), v.GetDevices(), v.GetInProgress(), v.GetFailed(), v.GetState()))
 		if v.GetVerdict() != "" {
-			row(w, "", v.GetVerdict())
+			row(w, " ", v.GetVerdict())
 		}
 		for _, e := range v.GetEvidence() {
-			row(w, "", "  "+e)
+			row(w, " ", "  "+e)
 		}
 	}
 }
@@ -196,7 +203,7 @@ func (a *app) rolloutShowCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use: "show ROLLOUT", Short: "show a rollout", Args: args(cobra.ExactArgs(1)),
 		Long:    "ROLLOUT is an id, a unique prefix of one, or a name.",
-		Example: "  skein rollout show spring --devices --decisions", ValidArgsFunction: a.completeRollouts,
+		Example: "  skein rollout show spring --devices --decisions", ValidArgsFunction: a.offer(a.rolloutNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := a.rollouts().GetRollout(cmd.Context(), &rolloutv1.GetRolloutRequest{Rollout: args[0]})
 			if err != nil {
@@ -227,7 +234,7 @@ func (a *app) rolloutShowCmd() *cobra.Command {
 func (a *app) rolloutWatchCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "watch ROLLOUT", Short: "show progress until the rollout ends", Args: args(cobra.ExactArgs(1)),
-		Long: "The exit code is 7 when it does not succeed.", Example: "  skein rollout watch spring", ValidArgsFunction: a.completeRollouts,
+		Long: "The exit code is 7 when it does not succeed.", Example: "  skein rollout watch spring", ValidArgsFunction: a.offer(a.rolloutNames),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.watchRollout(cmd.Context(), args[0]) },
 	}
 }
@@ -235,80 +242,75 @@ func (a *app) rolloutWatchCmd() *cobra.Command {
 // watchRollout draws bars on a terminal, prints a line for each change
 // elsewhere, and ends with the rollout.
 func (a *app) watchRollout(ctx context.Context, id string) error {
-	stream, err := a.rollouts().WatchRollout(ctx, &rolloutv1.WatchRolloutRequest{Rollout: id})
+	s, err := a.rollouts().WatchRollout(ctx, &rolloutv1.WatchRolloutRequest{Rollout: id})
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
-	width, tty := isTerminal(a.env.stdout)
-	drawn, last := 0, ""
+	screen, last := a.screen(), ""
 	var x *rolloutv1.Rollout
-	for stream.Receive() {
-		x = stream.Msg().GetRollout()
+	err = follow(ctx, s, func(m *rolloutv1.WatchRolloutResponse) error {
+		x = m.GetRollout()
 		switch {
-		case a.flags.output == "json":
-			if err := a.emitLine(stream.Msg()); err != nil {
-				return err
-			}
-		case tty:
-			drawn = a.drawRollout(x, drawn, width)
-		default:
-			if line := rolloutLine(x); line != last {
-				fmt.Fprintln(a.env.stdout, time.Now().Format(time.TimeOnly)+" "+line)
-				last = line
-			}
+		case !a.table():
+			return a.emitEach(m)
+		case screen.size != nil:
+			return screen.draw(func(w io.Writer) { rolloutBars(w, x) })
 		}
-	}
-	if err := stream.Err(); err != nil && ctx.Err() == nil {
+		l := rolloutLine(x)
+		if l == last {
+			return nil
+		}
+		last = l
+		_, err := fmt.Fprintln(a.env.stdout, time.Now().Format(time.TimeOnly)+" "+clean(l))
 		return err
-	}
-	if x == nil || ctx.Err() != nil {
+	})
+	switch {
+	case err != nil:
+		return err
+	case ctx.Err() != nil:
+		a.note("the rollout goes on; skein rollout watch shows it again")
 		return ctx.Err()
-	}
-	if x.GetPhase() != "succeeded" {
+	case x == nil:
+		return errors.New("the server ended the watch without a word about the rollout")
+	case x.GetPhase() != "succeeded":
 		return hinted{rolloutError{x.GetPhase(), x.GetReason()}, "skein rollout show " + short(x.GetId()) + " --devices --decisions"}
 	}
 	return nil
 }
 
 func rolloutLine(x *rolloutv1.Rollout) string {
-	line := x.GetReleaseName() + " " + x.GetPhase()
+	parts := []string{x.GetReleaseName() + " " + x.GetPhase()}
 	for _, v := range x.GetWaves() {
-		line += fmt.Sprintf(" | %s %s %d/%d", v.GetName(), v.GetState(), v.GetHealthy(), v.GetDevices())
+		p := fmt.Sprintf("%s %s %d/%d", v.GetName(), v.GetState(), v.GetHealthy(), v.GetDevices())
 		if v.GetFailed() > 0 {
-			line += fmt.Sprintf(" (%d failed)", v.GetFailed())
+			p += fmt.Sprintf(" (%d failed)", v.GetFailed())
 		}
+		parts = append(parts, p)
 	}
 	if x.GetReason() != "" {
-		line += " | " + x.GetReason()
+		parts = append(parts, x.GetReason())
 	}
-	return line
+	return strings.Join(parts, " | ")
 }
 
-// drawRollout draws over what it drew before and returns how many lines.
-func (a *app) drawRollout(x *rolloutv1.Rollout, before, width int) int {
-	if before > 0 {
-		fmt.Fprintf(a.env.stdout, "\x1b[%dA\x1b[J", before)
-	}
-	lines := []string{fmt.Sprintf("%s  %s  %s", x.GetReleaseName(), x.GetPhase(), x.GetReason())}
+// rolloutBars is a rollout in few lines that change little.
+func rolloutBars(w io.Writer, x *rolloutv1.Rollout) {
+	line(w, "%s  %s  %s", x.GetReleaseName(), x.GetPhase(), x.GetReason())
 	for _, v := range x.GetWaves() {
-		lines = append(lines, fmt.Sprintf("  %-10s %s %4d/%-4d %-9s %s", v.GetName(), bar(int(v.GetHealthy()), int(v.GetDevices()), 28),
-			v.GetHealthy(), v.GetDevices(), v.GetState(), v.GetVerdict()))
-	}
-	for _, l := range lines {
-		if r := []rune(l); width > 0 && len(r) >= width {
-			l = string(r[:width-1])
+		failed := ""
+		if n := v.GetFailed() + v.GetRolledBack(); n > 0 {
+			failed = fmt.Sprintf("%d failed", n)
 		}
-		fmt.Fprintln(a.env.stdout, l)
+		row(w, " ", v.GetName(), bar(int64(v.GetHealthy()), int64(v.GetDevices()), 28), fmt.Sprintf("%4d/%-4d", v.GetHealthy(), v.GetDevices()),
+			v.GetState(), cmp.Or(failed, " "), cmp.Or(v.GetVerdict(), " "))
 	}
-	return len(lines)
 }
 
 // actOn makes the commands that change a running rollout.
 func (a *app) actOn(use, short, example string, act func(ctx context.Context, id, reason string) (*rolloutv1.Rollout, error)) *cobra.Command {
 	var reason string
 	c := &cobra.Command{
-		Use: use + " ROLLOUT", Short: short, Args: args(cobra.ExactArgs(1)), Example: example, ValidArgsFunction: a.completeRollouts,
+		Use: use + " ROLLOUT", Short: short, Args: args(cobra.ExactArgs(1)), Example: example, ValidArgsFunction: a.offer(a.rolloutNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			x, err := act(cmd.Context(), args[0], reason)
 			if err != nil {
@@ -355,7 +357,7 @@ func (a *app) rolloutApproveCmd() *cobra.Command {
 func (a *app) rolloutExplainCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "explain ROLLOUT", Short: "name the gate, budget or error that holds a rollout up, now", Args: args(cobra.ExactArgs(1)),
-		Example: "  skein rollout explain spring", ValidArgsFunction: a.completeRollouts,
+		Example: "  skein rollout explain spring", ValidArgsFunction: a.offer(a.rolloutNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := a.rollouts().ExplainRollout(cmd.Context(), &rolloutv1.ExplainRolloutRequest{Rollout: args[0]})
 			if err != nil {
@@ -364,23 +366,4 @@ func (a *app) rolloutExplainCmd() *cobra.Command {
 			return a.emit(r, func(w io.Writer) { explanation(w, r.GetSummary(), r.GetReasons()) })
 		},
 	}
-}
-
-func (a *app) completeRollouts(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if a.loadConfig() != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	r, err := a.rollouts().ListRollouts(cmd.Context(), &rolloutv1.ListRolloutsRequest{})
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var names []string
-	for _, x := range r.GetRollouts() {
-		if x.GetName() != "" {
-			names = append(names, x.GetName())
-		} else {
-			names = append(names, x.GetId())
-		}
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
 }

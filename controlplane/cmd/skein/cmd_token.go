@@ -67,6 +67,7 @@ The serials file is CSV; its first column is the serial, a header "serial" is sk
 	f.StringSliceVar(&serials, "serial", nil, "serials that may use it")
 	f.StringVar(&serialsFile, "serials", "", "CSV file of serials")
 	f.BoolVar(&req.AutoApprove, "auto-approve", false, "devices are enrolled at once")
+	noFiles(c, "count", "uses", "ttl", "label", "serial")
 	f.BoolVar(&req.Force, "force", false, "allow auto-approve without serials for more than one device")
 	return c
 }
@@ -115,6 +116,18 @@ func readSerials(path string) ([]string, error) {
 	return out, nil
 }
 
+func tokenState(t *fleetv1.Token) string {
+	switch {
+	case t.GetRevoked():
+		return "revoked"
+	case t.GetUsed() >= t.GetUses():
+		return "used up"
+	case t.GetExpires() != nil && t.GetExpires().AsTime().Before(time.Now()):
+		return "expired"
+	}
+	return "open"
+}
+
 func (a *app) tokenListCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "list claim tokens", Args: args(cobra.NoArgs), Example: "  skein token list",
@@ -123,19 +136,10 @@ func (a *app) tokenListCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.emit(r, func(w io.Writer) {
+			return a.emitList(r, func(w io.Writer) {
 				row(w, "ID", "USED", "STATE", "EXPIRES", "LABELS", "SERIALS", "BY")
 				for _, t := range r.GetTokens() {
-					state := "open"
-					switch {
-					case t.GetRevoked():
-						state = "revoked"
-					case t.GetUsed() >= t.GetUses():
-						state = "used up"
-					case t.GetExpires() != nil && t.GetExpires().AsTime().Before(time.Now()):
-						state = "expired"
-					}
-					row(w, t.GetId(), fmt.Sprintf("%d/%d", t.GetUsed(), t.GetUses()), state, stamp(t.GetExpires()), labels(t.GetLabels()), serialCell(t.GetSerials()), t.GetCreatedBy())
+					row(w, t.GetId(), fmt.Sprintf("%d/%d", t.GetUsed(), t.GetUses()), tokenState(t), stamp(t.GetExpires()), labels(t.GetLabels()), serialCell(t.GetSerials()), t.GetCreatedBy())
 				}
 			})
 		},
@@ -145,12 +149,13 @@ func (a *app) tokenListCmd() *cobra.Command {
 func (a *app) tokenRevokeCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "revoke ID", Short: "refuse a token from now on", Args: args(cobra.ExactArgs(1)), Example: "  skein token revoke t-12ab",
+		ValidArgsFunction: a.offer(a.tokenNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := a.fleet().RevokeToken(cmd.Context(), &fleetv1.RevokeTokenRequest{Id: args[0]})
 			if err != nil {
 				return err
 			}
-			return a.emit(r, func(w io.Writer) { fmt.Fprintf(w, "Revoked token %s.\n", r.GetToken().GetId()) })
+			return a.emit(r, func(w io.Writer) { line(w, "Revoked token %s.", r.GetToken().GetId()) })
 		},
 	}
 }

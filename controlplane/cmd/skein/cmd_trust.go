@@ -2,9 +2,8 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
+	"errors"
 	"io"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,18 +23,21 @@ its data folder has no trust yet; to bring your own, copy DIR to DATA/trust befo
 		Example: "  skein trust init --dev ./trust --domain factory.example",
 		RunE: func(_ *cobra.Command, args []string) error {
 			if !dev {
-				return usageError{fmt.Errorf("only --dev is supported: all keys in one folder")}
+				return usageError{errors.New("give --dev: only all keys in one folder is supported")}
 			}
 			s, err := trust.InitDev(args[0], domain, time.Now())
 			if err != nil {
 				return err
 			}
-			if a.flags.output == "json" {
-				return json.NewEncoder(a.env.stdout).Encode(map[string]any{"dir": s.Dir, "domain": s.Domain, "root_digest": s.RootDigest, "keys": s.Keys})
+			if a.table() {
+				_, err := io.WriteString(a.env.stdout, layOut(func(w io.Writer) { trustTable(w, args[0], s) }, 0))
+				return err
 			}
-			tw := tabwriter.NewWriter(a.env.stdout, 0, 4, 2, ' ', 0)
-			trustTable(tw, args[0], s)
-			return tw.Flush()
+			b, err := json.Marshal(map[string]any{"dir": s.Dir, "domain": s.Domain, "root_digest": s.RootDigest, "keys": s.Keys})
+			if err != nil {
+				return err
+			}
+			return a.printJSON(b)
 		},
 	}
 	initCmd.Flags().BoolVar(&dev, "dev", false, "development: all keys in one folder")

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -60,10 +59,13 @@ func (a *app) loadConfig() error {
 	name := cmp.Or(a.flags.context, a.env.getenv("SKEIN_CONTEXT"))
 	saved, known := c.file.Contexts[cmp.Or(name, c.file.Current)]
 	if name != "" && !known {
-		return hinted{fmt.Errorf("context %q is not saved", name), "skein context list shows the saved ones"}
+		return unsavedContext(name)
 	}
 	c.server = strings.TrimRight(cmp.Or(a.flags.server, a.env.getenv("SKEIN_SERVER"), saved.Server, "http://127.0.0.1:8080"), "/")
-	c.token = cmp.Or(a.flags.token, a.env.getenv("SKEIN_TOKEN"), saved.Token)
+	c.token = cmp.Or(a.flags.token, a.env.getenv("SKEIN_TOKEN"))
+	if c.token == "" && c.server == saved.Server {
+		c.token = saved.Token // it is shown to no other server
+	}
 	if u, err := url.Parse(c.server); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 		return usageError{fmt.Errorf("server %q: want http://HOST:PORT or https://HOST", c.server)}
 	}
@@ -89,18 +91,9 @@ func (c *config) save() error {
 	return nil
 }
 
-// bearer adds the credential to every request.
-type bearer struct{ token string }
-
-func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
-	r = r.Clone(r.Context())
-	if b.token != "" {
-		r.Header.Set("Authorization", "Bearer "+b.token)
-	}
-	return http.DefaultTransport.RoundTrip(r)
+func unsavedContext(name string) error {
+	return hinted{usageError{fmt.Errorf("context %q is not saved", name)}, "skein context list shows the saved ones"}
 }
-
-func (a *app) http() *http.Client { return &http.Client{Transport: bearer{a.config.token}} }
 
 func (a *app) fleet() fleetv1connect.FleetServiceClient {
 	return fleetv1connect.NewFleetServiceClient(a.http(), a.config.server)

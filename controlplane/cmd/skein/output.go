@@ -1,72 +1,133 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
-	"golang.org/x/term"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
+	"gopkg.in/yaml.v3"
 )
 
-// emit prints msg as JSON, or calls table.
-func (a *app) emit(msg proto.Message, table func(w io.Writer)) error {
-	if a.flags.output == "json" {
-		return a.emitJSON(msg)
-	}
-	tw := tabwriter.NewWriter(a.env.stdout, 0, 4, 2, ' ', 0)
-	table(tw)
-	return tw.Flush()
+// formats are the values of --output.
+func formats() []string { return []string{"table", "json", "yaml"} }
+
+// emit prints msg in the chosen format; text writes the one for people, whole.
+func (a *app) emit(msg proto.Message, text func(w io.Writer)) error {
+	return a.print(msg, text, 0)
 }
 
-// emitJSON prints msg indented, with the field names of the proto files.
-func (a *app) emitJSON(msg proto.Message) error {
-	b, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true, Multiline: true, Indent: "  "}.Marshal(msg)
+// emitList is emit for tables of many things: on a terminal, wide columns are
+// cut so that a row fits on a line.
+func (a *app) emitList(msg proto.Message, text func(w io.Writer)) error {
+	width, _ := isTerminal(a.env.stdout)
+	return a.print(msg, text, width)
+}
+
+// table says that output is for people.
+func (a *app) table() bool { return a.flags.output == "table" }
+
+func (a *app) print(msg proto.Message, text func(w io.Writer), width int) error {
+	if a.table() {
+		_, err := io.WriteString(a.env.stdout, layOut(text, width))
+		return err
+	}
+	b, err := marshal(msg)
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(a.env.stdout, "%s\n", normaliseJSON(b))
+	return a.printJSON(b)
+}
+
+// printJSON prints a JSON document indented, or as YAML.
+func (a *app) printJSON(b []byte) error {
+	var out bytes.Buffer
+	if a.flags.output == "yaml" {
+		doc, err := toYAML(b)
+		if err != nil {
+			return err
+		}
+		out.Write(doc)
+	} else {
+		if err := json.Indent(&out, b, "", "  "); err != nil {
+			return err
+		}
+		out.WriteByte('\n')
+	}
+	_, err := a.env.stdout.Write(out.Bytes())
 	return err
 }
 
-// emitLine prints msg as one line of JSON, for streams.
-func (a *app) emitLine(msg proto.Message) error {
-	b, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(msg)
+// emitEach prints one message of a stream: a line of JSON or a YAML document.
+func (a *app) emitEach(msg proto.Message) error {
+	b, err := marshal(msg)
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(a.env.stdout, "%s\n", b)
+	if a.flags.output == "yaml" {
+		doc, err := toYAML(b)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(a.env.stdout, "---\n%s", doc)
+		return err
+	}
+	var out bytes.Buffer
+	if err := json.Compact(&out, b); err != nil { // protojson puts blanks in at random
+		return err
+	}
+	out.WriteByte('\n')
+	_, err = a.env.stdout.Write(out.Bytes())
 	return err
 }
 
-// normaliseJSON takes out the second blank that protojson puts after some
-// colons at random, so that scripts can compare output.
-func normaliseJSON(b []byte) []byte {
-	lines := strings.Split(string(b), "\n")
-	for i, l := range lines {
-		if k, v, ok := strings.Cut(l, `":  `); ok {
-			lines[i] = k + `": ` + v
-		}
-	}
-	return []byte(strings.Join(lines, "\n"))
+// marshal gives all fields under the names of the proto files, so that scripts
+// find every key.
+func marshal(msg proto.Message) ([]byte, error) {
+	return protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(msg)
 }
 
-// row prints one tab-separated line; empty cells become "-".
-func row(w io.Writer, cells ...any) {
-	text := make([]string, len(cells))
-	for i, c := range cells {
-		if text[i] = fmt.Sprint(c); text[i] == "" {
-			text[i] = "-"
-		}
+// toYAML turns JSON, which is YAML in flow style, into block style; the order
+// of keys stays.
+func toYAML(b []byte) ([]byte, error) {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(b, &doc); err != nil {
+		return nil, err
 	}
-	fmt.Fprintln(w, strings.Join(text, "\t"))
+	blockStyle(&doc)
+	var out bytes.Buffer
+	enc := yaml.NewEncoder(&out)
+	enc.SetIndent(2)
+	if err := enc.Encode(&doc); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), enc.Close()
+}
+
+// blockStyle takes the flow style off containers and the quotes off keys.
+// Values that were text keep their quotes, so that "1" stays text.
+func blockStyle(n *yaml.Node) {
+	if n.Kind != yaml.ScalarNode && len(n.Content) > 0 {
+		n.Style = 0
+	}
+	for i, c := range n.Content {
+		if n.Kind == yaml.MappingNode && i%2 == 0 {
+			c.Style = 0
+		}
+		blockStyle(c)
+	}
+}
+
+// note says something beside the result, to people.
+func (a *app) note(format string, args ...any) {
+	fmt.Fprintf(a.env.stderr, "skein: "+format+"\n", args...)
 }
 
 // ago says how long since t, in the largest unit that is not zero.
@@ -76,10 +137,10 @@ func ago(t *timestamppb.Timestamp) string {
 	}
 	d := time.Since(t.AsTime()).Round(time.Second)
 	switch {
-	case d < 0:
+	case d < -time.Minute:
 		return "in the future"
-	case d < time.Minute:
-		return fmt.Sprintf("%ds ago", int(d.Seconds()))
+	case d < time.Minute: // clocks differ a little
+		return fmt.Sprintf("%ds ago", max(0, int(d.Seconds())))
 	case d < time.Hour:
 		return fmt.Sprintf("%dm ago", int(d.Minutes()))
 	case d < 48*time.Hour:
@@ -125,22 +186,12 @@ func short(s string) string {
 	return s[:min(12, len(s))]
 }
 
-// isTerminal reports whether w is a terminal, and its width.
-func isTerminal(w io.Writer) (width int, ok bool) {
-	f, isFile := w.(*os.File)
-	if !isFile || !term.IsTerminal(int(f.Fd())) {
-		return 0, false
-	}
-	width, _, err := term.GetSize(int(f.Fd()))
-	return width, err == nil
-}
-
 // bar draws done of total in the given width.
-func bar(done, total, width int) string {
+func bar(done, total int64, width int) string {
 	if total <= 0 {
 		return strings.Repeat("·", width)
 	}
-	full := min(width, width*done/total)
+	full := int(min(int64(width), max(0, int64(width)*done/total)))
 	return strings.Repeat("█", full) + strings.Repeat("░", width-full)
 }
 

@@ -1,13 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/url"
-	"os"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -74,18 +76,32 @@ func run(ctx context.Context, args []string, env environment) int {
 		return exitOK
 	}
 	code, text, hint := a.classify(ctx, err)
-	fmt.Fprintf(env.stderr, "skein: error: %s\n", text)
+	fmt.Fprintf(env.stderr, "skein: error: %s\n", cleanLines(text))
 	if hint != "" {
 		fmt.Fprintf(env.stderr, "skein: hint: %s\n", hint)
 	}
 	return code
 }
 
+// cleanLines is clean for text of several lines, indented below the first.
+func cleanLines(s string) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	for i := range lines {
+		lines[i] = clean(lines[i])
+	}
+	return strings.Join(lines, "\n  ")
+}
+
 func (a *app) root() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "skein",
-		Short: "manage a fleet of NVIDIA Jetson inference devices",
-		Long: `skein ships models to a fleet of NVIDIA Jetsons, watches how they do, and
+	cmd := group("skein", "manage a fleet of NVIDIA Jetson inference devices",
+		`  skein login --server http://127.0.0.1:8080 --token skp_...
+  skein device list
+  skein model push meter --onnx model.onnx --golden golden.json
+  skein release create meter --model meter@1
+  skein rollout start --release meter@1 --watch`,
+		a.loginCmd(), a.contextCmd(), a.whoamiCmd(), a.deviceCmd(), a.fleetCmd(), a.tokenCmd(), a.paramCmd(),
+		a.modelCmd(), a.releaseCmd(), a.rolloutCmd(), a.auditCmd(), a.credentialCmd(), a.trustCmd())
+	cmd.Long = `skein ships models to a fleet of NVIDIA Jetsons, watches how they do, and
 takes them back when they go wrong.
 
 Exit codes:
@@ -95,47 +111,63 @@ Exit codes:
   3    not found
   4    not logged in, or not allowed
   5    conflict: the state of the thing forbids it
-  6    the server cannot be reached
+  6    the server cannot be reached, or is not skeind
   7    a watched rollout ended without success
-  130  interrupted`,
-		Example: `  skein login --server http://127.0.0.1:8080 --token skp_...
-  skein device list
-  skein model push meter --onnx model.onnx --golden golden.json
-  skein release create meter --model meter@1
-  skein rollout start --release meter@1 --watch`,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Version:       version,
-		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			switch a.flags.output {
-			case "table", "json":
-			default:
-				return usageError{fmt.Errorf("--output %q: want table or json", a.flags.output)}
-			}
-			return a.loadConfig()
-		},
+  130  interrupted`
+	cmd.SilenceUsage, cmd.SilenceErrors = true, true
+	cmd.Version = version
+	cmd.SetVersionTemplate("skein {{.Version}}\n")
+	cmd.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if !slices.Contains(formats(), a.flags.output) {
+			return usageError{fmt.Errorf("--output %q: want %s", a.flags.output, strings.Join(formats(), ", "))}
+		}
+		if err := cmp.Or(cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups()); err != nil {
+			return usageError{fmt.Errorf("%w (see: %s --help)", err, cmd.CommandPath())}
+		}
+		if offline(cmd) {
+			return nil
+		}
+		return a.loadConfig()
 	}
 	f := cmd.PersistentFlags()
 	f.StringVar(&a.flags.server, "server", "", "address of skeind, for example http://127.0.0.1:8080 (env SKEIN_SERVER)")
 	f.StringVar(&a.flags.token, "token", "", "credential (env SKEIN_TOKEN)")
 	f.StringVar(&a.flags.context, "context", "", "saved login to use (env SKEIN_CONTEXT)")
-	f.StringVarP(&a.flags.output, "output", "o", "table", "table or json")
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	f.StringVarP(&a.flags.output, "output", "o", "table", "table, json or yaml")
+	fixed(cmd, "output", formats()...)
+	a.offerFlag(cmd, "context", a.contextNames)
+	noFiles(cmd, "server", "token")
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w (see: %s --help)", err, c.CommandPath())}
 	})
-	cmd.AddCommand(a.loginCmd(), a.contextCmd(), a.whoamiCmd(), a.deviceCmd(), a.fleetCmd(), a.tokenCmd(), a.paramCmd(),
-		a.modelCmd(), a.releaseCmd(), a.rolloutCmd(), a.auditCmd(), a.credentialCmd(), a.trustCmd())
 	return cmd
+}
+
+// offline reports whether a command does its work without a login.
+func offline(c *cobra.Command) bool {
+	if c.HasSubCommands() {
+		return true // it only shows its help
+	}
+	for ; c.HasParent(); c = c.Parent() {
+		switch c.Name() {
+		case "help", "completion", "trust", cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd:
+			return true
+		}
+	}
+	return false
 }
 
 // group is a command that only holds others.
 func group(use, short, example string, children ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: short, Example: example, RunE: func(c *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return usageError{fmt.Errorf("unknown command %q for %q (see: %s --help)", args[0], c.CommandPath(), c.CommandPath())}
+	c := &cobra.Command{Use: use, Short: short, Example: example, Args: cobra.ArbitraryArgs, SuggestionsMinimumDistance: 2, RunE: func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return c.Help()
 		}
-		return c.Help()
+		err := usageError{fmt.Errorf("unknown command %q for %q (see: %s --help)", args[0], c.CommandPath(), c.CommandPath())}
+		if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+			return hinted{err, "did you mean: " + c.CommandPath() + " " + strings.Join(near, ", ") + "?"}
+		}
+		return err
 	}}
 	c.AddCommand(children...)
 	return c
@@ -144,10 +176,14 @@ func group(use, short, example string, children ...*cobra.Command) *cobra.Comman
 // args wraps a cobra check so that its error counts as wrong usage.
 func args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, a []string) error {
-		if err := check(c, a); err != nil {
-			return usageError{fmt.Errorf("%w (usage: %s)", err, c.UseLine())}
+		err := check(c, a)
+		if err == nil {
+			return nil
 		}
-		return nil
+		if strings.HasPrefix(err.Error(), "unknown command") { // said of a command that takes no arguments
+			err = fmt.Errorf("unexpected argument %q", a[0])
+		}
+		return usageError{fmt.Errorf("%w (usage: %s)", err, c.UseLine())}
 	}
 }
 
@@ -157,7 +193,7 @@ func (a *app) classify(ctx context.Context, err error) (code int, text, hint str
 	if h, ok := errors.AsType[hinted](err); ok {
 		hint = h.hint
 	}
-	if _, ok := errors.AsType[usageError](err); ok || strings.HasPrefix(text, "unknown command") {
+	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage, text, hint
 	}
 	if _, ok := errors.AsType[rolloutError](err); ok {
@@ -166,27 +202,46 @@ func (a *app) classify(ctx context.Context, err error) (code int, text, hint str
 	if ctx.Err() != nil {
 		return exitInterrupted, "interrupted", ""
 	}
+	if s, ok := errors.AsType[strangerError](err); ok {
+		return exitUnreachable, s.Error(), hint
+	}
 	if isUnreachable(err) {
 		return exitUnreachable, fmt.Sprintf("reach skeind at %s: %s", a.config.server, rootCause(err)),
 			"is skeind running there? set --server or SKEIN_SERVER"
 	}
 	if ce, ok := errors.AsType[*connect.Error](err); ok {
-		text = ce.Message()
-		switch ce.Code() {
-		case connect.CodeNotFound:
-			return exitNotFound, text, hint
-		case connect.CodeUnauthenticated:
-			return exitDenied, text, "log in with: skein login --server URL --token TOKEN"
-		case connect.CodePermissionDenied:
-			return exitDenied, text, "skein whoami shows your role"
-		case connect.CodeFailedPrecondition, connect.CodeAlreadyExists, connect.CodeAborted:
-			return exitConflict, text, hint
-		case connect.CodeInvalidArgument:
-			return exitUsage, text, hint
-		}
+		return classifyConnect(ce, hint)
 	}
-	if errors.Is(err, os.ErrNotExist) {
+	if se, ok := errors.AsType[statusError](err); ok {
+		return se.exitCode(), text, cmp.Or(hint, se.hint())
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return exitNotFound, text, hint
+	case errors.Is(err, fs.ErrExist):
+		return exitConflict, text, hint
+	}
+	return exitError, text, hint
+}
+
+const loginHint = "log in with: skein login --server URL --token TOKEN"
+
+func classifyConnect(ce *connect.Error, hint string) (int, string, string) {
+	text := ce.Message()
+	switch ce.Code() {
+	case connect.CodeNotFound:
+		if hint == "" && strings.HasPrefix(text, "no such device") {
+			hint = "skein device list shows the devices"
+		}
+		return exitNotFound, text, hint
+	case connect.CodeUnauthenticated:
+		return exitDenied, text, loginHint
+	case connect.CodePermissionDenied:
+		return exitDenied, text, "skein whoami shows your role"
+	case connect.CodeFailedPrecondition, connect.CodeAlreadyExists, connect.CodeAborted:
+		return exitConflict, text, hint
+	case connect.CodeInvalidArgument:
+		return exitUsage, text, hint
 	}
 	return exitError, text, hint
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -19,27 +21,31 @@ import (
 // uploadChunk is how many bytes travel in one PATCH.
 const uploadChunk = 8 << 20
 
+// uploadTries is how often in a row a chunk may fail.
+const uploadTries = 5
+
 // upload sends a file to the blob store unless it is there, in the shape of the
 // OCI distribution API, and returns its digest. A broken transfer is taken up
-// where the server says it stands.
+// where the server says it stands, also by a later run of the program.
 func (a *app) upload(ctx context.Context, path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return "", fmt.Errorf("read %s: %w", path, err)
+		return "", fmt.Errorf("read file: %w", err)
 	}
 	defer f.Close()
 	h := sha256.New()
 	total, err := io.Copy(h, f)
 	if err != nil {
-		return "", fmt.Errorf("read %s: %w", path, err)
+		return "", fmt.Errorf("read file: %w", err)
 	}
 	digest := "sha256:" + hex.EncodeToString(h.Sum(nil))
-	u := uploader{app: a, file: f, total: total, name: path, started: time.Now()}
-	known, err := u.exists(ctx, digest)
+	u := uploader{app: a, file: f, total: total, digest: digest, bar: newProgress(a.env.stderr, filepath.Base(path), total)}
+	known, err := u.exists(ctx)
 	if err != nil || known {
 		return digest, err
 	}
-	if err := u.send(ctx, digest); err != nil {
+	defer u.bar.done()
+	if err := u.send(ctx); err != nil {
 		return "", fmt.Errorf("upload %s: %w", path, err)
 	}
 	return digest, nil
@@ -49,9 +55,9 @@ type uploader struct {
 	app      *app
 	file     io.ReaderAt
 	total    int64
-	name     string
-	started  time.Time
-	location string
+	digest   string
+	location string // of the upload
+	bar      *progress
 }
 
 func (u *uploader) do(ctx context.Context, method, target string, body io.Reader, length int64, header map[string]string) (*http.Response, error) {
@@ -61,6 +67,9 @@ func (u *uploader) do(ctx context.Context, method, target string, body io.Reader
 	}
 	if abs, err = abs.Parse(target); err != nil {
 		return nil, err
+	}
+	if server, err := url.Parse(u.app.config.server); err != nil || abs.Host != server.Host || abs.Scheme != server.Scheme {
+		return nil, fmt.Errorf("the server sends the upload to %s: it must stay on %s", abs.Host, u.app.config.server)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, abs.String(), body)
 	if err != nil {
@@ -73,22 +82,66 @@ func (u *uploader) do(ctx context.Context, method, target string, body io.Reader
 	return u.app.http().Do(req)
 }
 
-// statusError reads what the server said.
-func statusError(r *http.Response) error {
-	b, _ := io.ReadAll(io.LimitReader(r.Body, 4096))
-	text := strings.TrimSpace(string(b))
-	if text == "" {
-		text = r.Status
-	}
-	err := fmt.Errorf("server answered %s: %s", r.Status, text)
-	if r.StatusCode == http.StatusUnauthorized || r.StatusCode == http.StatusForbidden {
-		return hinted{err, "skein whoami shows your credential and role"}
-	}
-	return err
+// statusError is an answer that was not the wanted one.
+type statusError struct {
+	code   int
+	status string
+	text   string
 }
 
-func (u *uploader) exists(ctx context.Context, digest string) (bool, error) {
-	r, err := u.do(ctx, http.MethodHead, "/v2/skein/blobs/"+digest, nil, 0, nil)
+func (e statusError) Error() string { return fmt.Sprintf("server answered %s: %s", e.status, e.text) }
+
+func (e statusError) exitCode() int {
+	switch e.code {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return exitDenied
+	case http.StatusNotFound:
+		return exitNotFound
+	case http.StatusConflict:
+		return exitConflict
+	}
+	return exitError
+}
+
+func (e statusError) hint() string {
+	switch e.code {
+	case http.StatusUnauthorized:
+		return loginHint
+	case http.StatusForbidden:
+		return "skein whoami shows your role"
+	}
+	return ""
+}
+
+// passing reports whether the same call may work later.
+func (e statusError) passing() bool {
+	return e.code >= 500 && e.code != http.StatusInsufficientStorage || e.code == http.StatusConflict ||
+		e.code == http.StatusRequestedRangeNotSatisfiable || e.code == http.StatusBadRequest || e.code == http.StatusTooManyRequests
+}
+
+// refusal reads what the server said, in the form of the distribution API or
+// as text.
+func refusal(r *http.Response) error {
+	e := statusError{code: r.StatusCode, status: r.Status, text: "no reason is given"}
+	b, err := io.ReadAll(io.LimitReader(r.Body, 4096))
+	if err != nil && len(b) == 0 {
+		return e
+	}
+	var doc struct {
+		Errors []struct {
+			Message string `json:"message"`
+		} `json:"errors"`
+	}
+	if json.Unmarshal(b, &doc) == nil && len(doc.Errors) > 0 {
+		e.text = doc.Errors[0].Message
+	} else if t := strings.TrimSpace(string(b)); t != "" {
+		e.text = t
+	}
+	return e
+}
+
+func (u *uploader) exists(ctx context.Context) (bool, error) {
+	r, err := u.do(ctx, http.MethodHead, "/v2/skein/blobs/"+u.digest, nil, 0, nil)
 	if err != nil {
 		return false, err
 	}
@@ -99,58 +152,100 @@ func (u *uploader) exists(ctx context.Context, digest string) (bool, error) {
 	case http.StatusNotFound:
 		return false, nil
 	}
-	return false, statusError(r)
+	return false, refusal(r)
 }
 
-func (u *uploader) send(ctx context.Context, digest string) error {
+// begin takes up the upload that an earlier run left, or opens one, and returns
+// how many bytes the server has.
+func (u *uploader) begin(ctx context.Context) (int64, error) {
+	if raw, err := os.ReadFile(u.noteFile()); err == nil {
+		u.location = string(raw)
+		if at, err := u.offset(ctx); err == nil && at <= u.total {
+			return at, nil
+		}
+	}
 	r, err := u.do(ctx, http.MethodPost, "/v2/skein/blobs/uploads/", nil, 0, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer r.Body.Close()
+	if r.StatusCode != http.StatusAccepted {
+		return 0, refusal(r)
+	}
+	u.location = r.Header.Get("Location")
+	// Without the note a later run begins anew, which costs time and no more.
+	if err := os.MkdirAll(filepath.Dir(u.noteFile()), 0o700); err == nil {
+		_ = os.WriteFile(u.noteFile(), []byte(u.location), 0o600)
+	}
+	return 0, nil
+}
+
+// noteFile keeps the location of an unfinished upload beside the configuration.
+func (u *uploader) noteFile() string {
+	key := sha256.Sum256([]byte(u.app.config.server + " " + u.digest))
+	return filepath.Join(filepath.Dir(u.app.config.path), "uploads", hex.EncodeToString(key[:16]))
+}
+
+func (u *uploader) send(ctx context.Context) error {
+	offset, err := u.begin(ctx)
 	if err != nil {
 		return err
 	}
-	r.Body.Close()
-	if r.StatusCode != http.StatusAccepted {
-		return statusError(r)
-	}
-	u.location = r.Header.Get("Location")
 	failures := 0
-	for offset := int64(0); offset < u.total; {
-		n := min(uploadChunk, u.total-offset)
-		next, err := u.patch(ctx, offset, n)
+	for offset < u.total {
+		next, err := u.patch(ctx, offset, min(uploadChunk, u.total-offset))
 		if err == nil {
 			offset, failures = next, 0
-			u.progress(offset)
 			continue
 		}
-		if failures++; failures > 5 || ctx.Err() != nil {
+		se, answered := errors.AsType[statusError](err)
+		if failures++; failures > uploadTries || ctx.Err() != nil || answered && !se.passing() {
 			return err
 		}
-		wait := time.Duration(rand.Int64N(int64(time.Second) << failures))
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(wait):
+		if answered && se.code == http.StatusRequestedRangeNotSatisfiable && offset == 0 {
+			_ = os.Remove(u.noteFile()) // the server has one byte, which reads like none: begin anew
+			if offset, err = u.begin(ctx); err != nil {
+				return err
+			}
+			continue
 		}
-		if at, askErr := u.offset(ctx); askErr == nil {
+		if err := pause(ctx, time.Duration(rand.Int64N(int64(500*time.Millisecond)<<failures))); err != nil {
+			return err
+		}
+		if at, askErr := u.offset(ctx); askErr == nil && at <= u.total {
 			offset = at
 		}
 	}
-	u.done()
 	sep := "?"
 	if strings.Contains(u.location, "?") {
 		sep = "&"
 	}
-	if r, err = u.do(ctx, http.MethodPut, u.location+sep+"digest="+url.QueryEscape(digest), nil, 0, nil); err != nil {
+	r, err := u.do(ctx, http.MethodPut, u.location+sep+"digest="+url.QueryEscape(u.digest), nil, 0, nil)
+	if err != nil {
 		return err
 	}
 	defer r.Body.Close()
+	_ = os.Remove(u.noteFile()) // done, or of no further use
 	if r.StatusCode != http.StatusCreated {
-		return statusError(r)
+		return refusal(r)
 	}
 	return nil
 }
 
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
 func (u *uploader) patch(ctx context.Context, offset, n int64) (int64, error) {
-	r, err := u.do(ctx, http.MethodPatch, u.location, io.NewSectionReader(u.file, offset, n), n, map[string]string{
+	body := u.bar.reader(io.NewSectionReader(u.file, offset, n), offset)
+	r, err := u.do(ctx, http.MethodPatch, u.location, body, n, map[string]string{
 		"Content-Type": "application/octet-stream", "Content-Range": fmt.Sprintf("%d-%d", offset, offset+n-1),
 	})
 	if err != nil {
@@ -158,7 +253,7 @@ func (u *uploader) patch(ctx context.Context, offset, n int64) (int64, error) {
 	}
 	defer r.Body.Close()
 	if r.StatusCode != http.StatusAccepted {
-		return 0, statusError(r)
+		return 0, refusal(r)
 	}
 	if l := r.Header.Get("Location"); l != "" {
 		u.location = l
@@ -174,34 +269,18 @@ func (u *uploader) offset(ctx context.Context) (int64, error) {
 	}
 	defer r.Body.Close()
 	if r.StatusCode != http.StatusNoContent {
-		return 0, statusError(r)
+		return 0, refusal(r)
 	}
 	_, last, ok := strings.Cut(r.Header.Get("Range"), "-")
 	if !ok {
 		return 0, errors.New("server gave no Range")
 	}
 	end, err := strconv.ParseInt(last, 10, 64)
-	if err != nil {
-		return 0, err
+	if err != nil || end < 0 {
+		return 0, fmt.Errorf("server gave Range %q", r.Header.Get("Range"))
 	}
 	if end == 0 {
-		return 0, nil
+		return 0, nil // an empty upload says 0-0
 	}
 	return end + 1, nil
-}
-
-// progress draws bytes and the time left on a terminal.
-func (u *uploader) progress(done int64) {
-	if _, tty := isTerminal(u.app.env.stderr); !tty || u.total == 0 {
-		return
-	}
-	elapsed := time.Since(u.started)
-	left := time.Duration(float64(elapsed) / float64(max(done, 1)) * float64(u.total-done)).Round(time.Second)
-	fmt.Fprintf(u.app.env.stderr, "\r\x1b[K%s %s %s of %s, %s left", u.name, bar(int(done>>10), int(u.total>>10), 24), size(done), size(u.total), left)
-}
-
-func (u *uploader) done() {
-	if _, tty := isTerminal(u.app.env.stderr); tty && u.total > 0 {
-		fmt.Fprint(u.app.env.stderr, "\r\x1b[K")
-	}
 }
