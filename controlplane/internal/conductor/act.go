@@ -11,7 +11,6 @@ import (
 
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
 	"github.com/skein-fleet/skein/controlplane/internal/store"
-	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/gate"
 	"github.com/skein-fleet/skein/ota/rollout"
 )
@@ -395,17 +394,4 @@ func (c *Conductor) ExplainDevice(_ context.Context, tenant, deviceID string) []
 		}
 	}
 	return out
-}
-
-// Holder returns the rollout, not over, that has a device, or "".
-func (c *Conductor) Holder(tenant, deviceID string) string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	holder := ""
-	for _, r := range c.runs {
-		if e, has := r.state.Exec[deviceID]; has && r.row.Tenant == tenant && !r.state.Phase.Final() && e.Class != ota.Superseded {
-			holder = r.row.ID
-		}
-	}
-	return holder
 }

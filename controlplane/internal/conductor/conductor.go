@@ -75,12 +75,13 @@ type Config struct {
 	Logger   *slog.Logger
 	Now      func() time.Time
 
-	// Coalesce is how long changes of devices are gathered: 100 ms.
+	// Coalesce is how long changes of devices are gathered: 100 ms, and longer
+	// when a look at the rollouts takes long.
 	Coalesce time.Duration
 	// Tick is how often timers of rollouts are looked at: 1 s.
 	Tick time.Duration
 	// EvidenceEvery is the least time between two readings of measurements
-	// for one rollout: 5 s.
+	// for one rollout: 1 s, and more when reading takes long.
 	EvidenceEvery time.Duration
 	// Window is how far before and after the switch a device is measured: 1 h.
 	Window time.Duration
@@ -98,7 +99,7 @@ func (c *Config) setDefaults() {
 	for _, d := range []struct {
 		at  *time.Duration
 		def time.Duration
-	}{{&c.Coalesce, 100 * time.Millisecond}, {&c.Tick, time.Second}, {&c.EvidenceEvery, 5 * time.Second}, {&c.Window, time.Hour}, {&c.WatchEvery, 250 * time.Millisecond}} {
+	}{{&c.Coalesce, 100 * time.Millisecond}, {&c.Tick, time.Second}, {&c.EvidenceEvery, time.Second}, {&c.Window, time.Hour}, {&c.WatchEvery, 250 * time.Millisecond}} {
 		if *d.at == 0 {
 			*d.at = d.def
 		}
@@ -154,6 +155,7 @@ func (c *Conductor) Run(ctx context.Context) error {
 	tick := time.NewTicker(c.cfg.Tick)
 	defer tick.Stop()
 	var settled <-chan time.Time
+	pause := c.cfg.Coalesce
 	for {
 		select {
 		case <-ctx.Done():
@@ -163,7 +165,7 @@ func (c *Conductor) Run(ctx context.Context) error {
 				changes = nil
 			}
 			if settled == nil {
-				settled = time.After(c.cfg.Coalesce)
+				settled = time.After(pause)
 			}
 			continue
 		case <-settled:
@@ -171,11 +173,16 @@ func (c *Conductor) Run(ctx context.Context) error {
 		case <-tick.C:
 		case <-c.wake:
 		}
+		began := time.Now()
 		if err := c.Step(ctx); err != nil && ctx.Err() == nil {
 			c.cfg.Logger.Error("conduct rollouts", "err", err)
 		}
+		pause = min(max(c.cfg.Coalesce, readingShare*time.Since(began)), maxPause)
 	}
 }
+
+// maxPause bounds how long changes are gathered.
+const maxPause = 5 * time.Second
 
 // Step looks at every rollout once: it takes in what devices said, decides,
 // stores and sends. Run calls it; a simulation that owns the clock may too.

@@ -160,6 +160,10 @@ func switched(v *fleet.View, release ota.Digest, from, to time.Time) (began, don
 	return began, done
 }
 
+// readingShare bounds the share of time spent on looking, at measurements and
+// at rollouts, to 1/10.
+const readingShare = 10
+
 // measure reads, not too often, the figures that the gate of the current wave
 // asks for. When they cannot be read the last ones stay.
 func (c *Conductor) measure(ctx context.Context, r *run, d *draft, now time.Time) {
@@ -167,9 +171,11 @@ func (c *Conductor) measure(ctx context.Context, r *run, d *draft, now time.Time
 	if c.cfg.Measures == nil || d.state.Phase != rollout.Running || w >= len(r.spec.Waves) || w >= len(d.state.Waves) || len(r.spec.Waves[w].Gate.Metrics) == 0 {
 		return
 	}
-	if now.Sub(r.evidenceAt) < c.cfg.EvidenceEvery && !r.evidenceAt.IsZero() {
+	if now.Before(r.evidenceNext) {
 		return
 	}
+	began := time.Now()
+	defer func() { r.evidenceNext = now.Add(max(c.cfg.EvidenceEvery, readingShare*time.Since(began))) }()
 	ev := rollout.Evidence{Metrics: map[string]map[string]gate.Pair{}}
 	for _, rule := range r.spec.Waves[w].Gate.Metrics {
 		pairs := map[string]gate.Pair{}
@@ -188,7 +194,7 @@ func (c *Conductor) measure(ctx context.Context, r *run, d *draft, now time.Time
 		}
 		ev.Metrics[rule.Name] = pairs
 	}
-	r.evidence, r.evidenceAt = ev, now
+	r.evidence = ev
 }
 
 // pair compares a device with its own past. The past does not change, so it is

@@ -27,9 +27,9 @@ type run struct {
 	saved   map[string]string // what the store has of each device
 	members string            // what the store has of the waves' members
 
-	evidence   rollout.Evidence
-	evidenceAt time.Time
-	before     map[string]gate.Stats // by metric and device
+	evidence     rollout.Evidence
+	evidenceNext time.Time             // when to read again
+	before       map[string]gate.Stats // by metric and device
 }
 
 // extra is kept with the state of a rollout.
