@@ -194,3 +194,21 @@ func TestRestartLosesNothing(t *testing.T) {
 		t.Error("restarting made it durable")
 	}
 }
+
+// TestTwinDoesNotGrow: a long life of small updates costs the twin no memory.
+func TestTwinDoesNotGrow(t *testing.T) {
+	m := NewMem()
+	for i := range 500 {
+		for _, name := range []string{"model", "golden", "labels"} {
+			if err := m.WriteFile(fmt.Sprintf("staged/%d/x/%s", i, name), []byte(name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := m.Remove(fmt.Sprintf("staged/%d", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(m.disk.pending); n > 128 {
+		t.Errorf("%d pending changes of directories that are gone", n)
+	}
+}

@@ -126,6 +126,7 @@ type memDisk struct {
 	mu      sync.Mutex // guards all below and all nodes
 	root    *node
 	pending [][]setting // changes of names not yet durable, oldest first; the settings of one are atomic
+	kept    int         // length of pending after the last forget
 	ops     int
 	cutAt   int
 	armed   bool
@@ -365,6 +366,41 @@ func (d *memDisk) commit(in func(dir *node) bool) {
 	}
 	clear(d.pending[len(left):])
 	d.pending = left
+	d.forget()
+}
+
+// forget drops pending changes inside directories that are gone from the disk
+// for good, whenever they have become many.
+func (d *memDisk) forget() {
+	if len(d.pending) < max(64, 2*d.kept) {
+		return
+	}
+	live := map[*node]bool{}
+	var walk func(n *node)
+	walk = func(n *node) {
+		if live[n] {
+			return
+		}
+		live[n] = true
+		for _, c := range n.entries {
+			walk(c)
+		}
+		for _, c := range n.durable {
+			walk(c)
+		}
+	}
+	walk(d.root)
+	for _, op := range d.pending {
+		for _, s := range op {
+			if s.to != nil && live[s.dir] {
+				walk(s.to)
+			}
+		}
+	}
+	d.pending = slices.DeleteFunc(d.pending, func(op []setting) bool {
+		return !slices.ContainsFunc(op, func(s setting) bool { return live[s.dir] })
+	})
+	d.kept = len(d.pending)
 }
 
 func apply(s setting) {

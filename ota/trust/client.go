@@ -11,6 +11,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/skein-fleet/skein/ota/slot"
@@ -45,11 +46,17 @@ const (
 type Client struct {
 	files slot.Files
 
+	// seen is what TrustedTime answers. It needs no lock, since Refresh holds mu
+	// while it reads from src, whose TLS asks for the time.
+	seen atomic.Pointer[time.Time]
+
 	mu      sync.Mutex // guards all below
 	root    []byte
 	set     trustedSet
 	targets *metadata.Metadata[metadata.TargetsType] // of set, nil before the first refresh
 	ends    time.Time                                // when timestamp of set expires
+	setEnds time.Time                                // when the first of snapshot and targets expires
+	checked bool                                     // set was verified under root
 	time    trustedTime
 }
 
@@ -92,6 +99,7 @@ func NewClient(f slot.Files, root []byte) (*Client, error) {
 	if err := readJSON(f, timeFile, &c.time); err != nil {
 		return nil, err
 	}
+	c.setTime(c.time)
 	c.forgetTime(trusted)
 	c.adopt(c.set)
 	return c, nil
@@ -136,9 +144,12 @@ func guard(f func() error) (err error) {
 	return f()
 }
 
-// adopt takes the stored set if the current root stands behind it, expired or
-// not: what was installed from it stays known.
+// adopt judges a set that was accepted before under the current root, expired
+// or not. What was listed stays known as long as root stands behind the key
+// that listed it, also when timestamp or snapshot keys were replaced since;
+// whether the list is fresh is for Refresh to say.
 func (c *Client) adopt(set trustedSet) {
+	c.targets, c.checked, c.ends, c.setEnds = nil, false, time.Time{}, time.Time{}
 	tm, err := newTrusted(c.root, time.Time{})
 	if err != nil || len(set.Targets) == 0 {
 		return
@@ -154,7 +165,22 @@ func (c *Client) adopt(set trustedSet) {
 		return err
 	})
 	if err == nil {
-		c.set, c.targets, c.ends = set, tm.Targets[metadata.TARGETS], tm.Timestamp.Signed.Expires
+		c.hold(set, tm)
+		return
+	}
+	m, err := metadata.Targets().FromBytes(set.Targets)
+	if err == nil && guard(func() error { return tm.Root.VerifyDelegate(metadata.TARGETS, m) }) == nil {
+		c.targets = m
+	}
+}
+
+// hold remembers a verified set.
+func (c *Client) hold(set trustedSet, tm *trustedmetadata.TrustedMetadata) {
+	c.set, c.targets, c.checked = set, tm.Targets[metadata.TARGETS], true
+	c.ends = tm.Timestamp.Signed.Expires
+	c.setEnds = tm.Snapshot.Signed.Expires
+	if e := c.targets.Signed.Expires; e.Before(c.setEnds) {
+		c.setEnds = e
 	}
 }
 
@@ -175,7 +201,16 @@ func (c *Client) Refresh(ctx context.Context, src MetadataSource, now time.Time)
 	c.forgetTime(trusted)
 	trusted.RefTime = latest(now, c.time.Time).UTC()
 	u := update{ctx: ctx, src: src, tm: trusted, have: c.set}
-	if err := u.run(); err != nil {
+	if err := u.timestamp(); err != nil {
+		return err
+	}
+	if c.checked && string(u.next.Timestamp) == string(c.set.Timestamp) && !trusted.RefTime.After(c.setEnds) {
+		return nil // nothing new, and what is held is still good
+	}
+	if err := u.snapshot(); err != nil {
+		return err
+	}
+	if err := u.targets(); err != nil {
 		return err
 	}
 	return c.keep(u)
@@ -192,7 +227,7 @@ func (c *Client) keep(u update) error {
 			return fmt.Errorf("keep metadata: %w", err)
 		}
 	}
-	c.set, c.targets, c.ends = u.next, u.tm.Targets[metadata.TARGETS], u.tm.Timestamp.Signed.Expires
+	c.hold(u.next, u.tm)
 	return c.advance(signingTime(u.tm), timestampKeys(u.tm))
 }
 
@@ -240,6 +275,7 @@ func (c *Client) walkRoots(ctx context.Context, src MetadataSource) error {
 			return errors.Join(walked, fmt.Errorf("keep root: %w", err))
 		}
 		c.root = newest
+		c.adopt(c.set)
 	}
 	return walked
 }
@@ -255,8 +291,13 @@ func timestampKeys(tm *trustedmetadata.TrustedMetadata) []string {
 // forgetTime drops a trusted time that was learned under other timestamp keys.
 func (c *Client) forgetTime(tm *trustedmetadata.TrustedMetadata) {
 	if !slices.Equal(c.time.Keys, timestampKeys(tm)) {
-		c.time = trustedTime{}
+		c.setTime(trustedTime{})
 	}
+}
+
+func (c *Client) setTime(t trustedTime) {
+	c.time = t
+	c.seen.Store(&t.Time)
 }
 
 // signingTime is when timestamp was signed, as its signer says.
@@ -284,16 +325,14 @@ func (c *Client) advance(t time.Time, keys []string) error {
 	if err := c.files.WriteFile(timeFile, b); err != nil {
 		return fmt.Errorf("keep trusted time: %w", err)
 	}
-	c.time = next
+	c.setTime(next)
 	return nil
 }
 
 // TrustedTime is the latest signing time that was verified, zero before the
 // first: the clock of the device is wrong if it is before that.
 func (c *Client) TrustedTime() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.time.Time
+	return *c.seen.Load()
 }
 
 // Observe advances TrustedTime to a verified signing time from elsewhere, such
@@ -385,16 +424,6 @@ type update struct {
 	tm   *trustedmetadata.TrustedMetadata
 	have trustedSet
 	next trustedSet
-}
-
-func (u *update) run() error {
-	if err := u.timestamp(); err != nil {
-		return err
-	}
-	if err := u.snapshot(); err != nil {
-		return err
-	}
-	return u.targets()
 }
 
 // get fetches one file, bounded.

@@ -38,6 +38,8 @@ var (
 	// ErrTargetExists is returned for a path that is listed with other
 	// content: what was released does not change.
 	ErrTargetExists = errors.New("target is listed with other content")
+	// ErrFull is returned when devices could not read the list any more.
+	ErrFull = errors.New("no room for more targets")
 	// ErrNoRepo is returned by OpenRepo for a folder without a repository.
 	ErrNoRepo = errors.New("no trust repository here")
 )
@@ -255,7 +257,7 @@ func (r *Repo) AddTarget(ctx context.Context, path string, length int64, d ota.D
 		return fmt.Errorf("list target %s: %w: %s of %d bytes, counter %d", path, ErrTargetExists, have.Digest.Short(), have.Length, have.Custom.Counter)
 	}
 	if len(r.targets.Signed.Targets) >= MaxTargets {
-		return fmt.Errorf("list target %s: %d are listed, which is the limit: remove old ones", path, MaxTargets)
+		return fmt.Errorf("list target %s: %w: %d are listed: remove old ones", path, ErrFull, MaxTargets)
 	}
 	if err := r.putTarget(path, length, d, custom); err != nil {
 		return fmt.Errorf("list target %s: %w", path, err)
@@ -369,6 +371,9 @@ func (r *Repo) signTargets(now time.Time) error {
 	b, err := sign(r.targets, keys...)
 	if err != nil {
 		return err
+	}
+	if len(b) > maxTargets {
+		return fmt.Errorf("%w: targets.json would have %d bytes, devices read %d: remove old targets", ErrFull, len(b), maxTargets)
 	}
 	if err := r.files.WriteFile(metaName(r.targets.Signed.Version, metadata.TARGETS), b); err != nil {
 		return err

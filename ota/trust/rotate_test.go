@@ -189,11 +189,8 @@ func TestRefreshAcrossPowerCuts(t *testing.T) {
 			if err != nil {
 				t.Fatalf("cut at %d, seed %d: %v", n, seed, err)
 			}
-			// Under the new root the old set no longer counts: then nothing is
-			// known until the next refresh.
-			got := c.Targets()
-			if !slices.Equal(got, old) && !slices.Contains(got, path) && len(got) != 0 {
-				t.Errorf("cut at %d, seed %d: targets %v", n, seed, got)
+			if got := c.Targets(); !slices.Equal(got, old) && !slices.Contains(got, path) {
+				t.Errorf("cut at %d, seed %d: knows %v", n, seed, got)
 			}
 			if err := c.Refresh(t.Context(), w.source, w.now); err != nil {
 				t.Errorf("cut at %d, seed %d: next refresh: %v", n, seed, err)
@@ -530,4 +527,63 @@ func FuzzRefresh(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// TestFullRepo: the list never grows past what devices read.
+func TestFullRepo(t *testing.T) {
+	w := newWorld(t)
+	for i := range MaxTargets {
+		path := fmt.Sprintf("releases/%s/%d", strings.Repeat("n", 400), i)
+		if err := w.repo.putTarget(path, 1, ota.DigestOf(nil), TargetCustom{Counter: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := w.meta("timestamp.json")
+	// Already over the number, with what putTarget left in memory only.
+	if err := w.repo.AddTarget(t.Context(), "one/more", 1, ota.DigestOf(nil), TargetCustom{}, w.now); !errors.Is(err, ErrFull) {
+		t.Errorf("by number: %v", err)
+	}
+	delete(w.repo.targets.Signed.Targets, "releases/meter/1")
+	delete(w.repo.targets.Signed.Targets, DirectorTarget)
+	if err := w.repo.settle(w.repo.signTargets(w.now)); !errors.Is(err, ErrFull) {
+		t.Errorf("by size: %v", err)
+	}
+	if string(w.meta("timestamp.json")) != string(before) {
+		t.Error("published all the same")
+	}
+	w.release()
+	w.mustRefresh()
+}
+
+// TestKnownAcrossRotations: while the source is down after a rotation a device
+// knows what was listed, unless the key that listed it was revoked; it does
+// not matter whether it restarted.
+func TestKnownAcrossRotations(t *testing.T) {
+	for role, known := range map[string]bool{"timestamp": true, "snapshot": true, "targets": false, "root": true} {
+		w := newWorld(t)
+		if err := w.repo.Rotate(t.Context(), role, w.now); err != nil {
+			t.Fatal(err)
+		}
+		w.over["timestamp.json"] = nil
+		if err := w.refresh(); !errors.Is(err, fs.ErrNotExist) || w.client.RootVersion() != 2 {
+			t.Fatalf("%s: at root %d, %v", role, w.client.RootVersion(), err)
+		}
+		again, err := NewClient(w.mem.Restart(), w.anchor)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, c := range map[string]*Client{"same process": w.client, "restarted": again} {
+			_, err := c.Target("releases/meter/1")
+			_, keysErr := c.DirectorKeys()
+			if (err == nil) != known || (keysErr == nil) != known {
+				t.Errorf("%s rotated, %s: %v, %v", role, name, err, keysErr)
+			}
+		}
+		clear(w.over)
+		w.client = again
+		w.mustRefresh()
+		if _, err := again.Target("releases/meter/1"); err != nil {
+			t.Errorf("%s: %v", role, err)
+		}
+	}
 }
