@@ -4,7 +4,7 @@ import { RouterProvider } from "@tanstack/react-router";
 import { StrictMode } from "react";
 import { createRoot } from "react-dom/client";
 import { queryClient, transport } from "./lib/transport";
-import { router } from "./router";
+import { loadPages, router } from "./router";
 import "./styles.css";
 import { Toasts } from "./ui/toast";
 
@@ -21,3 +21,6 @@ if (root) {
     </StrictMode>,
   );
 }
+
+// After the first page has settled; a restart of skeind then loses nobody's page.
+setTimeout(loadPages, 1500);

@@ -4,6 +4,20 @@ import { Login } from "./pages/Login";
 import { NotFound, Problem, Shell } from "./pages/Shell";
 import { Overview } from "./pages/Overview";
 
+const pages: { preload?: () => Promise<void> | undefined }[] = [];
+
+/** A page that is loaded when it is first shown, or by loadPages. */
+const later: typeof lazyRouteComponent = (importer, name) => {
+  const page = lazyRouteComponent(importer, name);
+  pages.push(page);
+  return page;
+};
+
+/** Loads the remaining pages, so that going to one needs no server any more. */
+export function loadPages(): void {
+  for (const p of pages) p.preload?.()?.catch(() => undefined);
+}
+
 const root = createRootRoute({ component: Outlet, notFoundComponent: NotFound, errorComponent: ({ error }) => <Problem error={error} /> });
 
 const login = createRoute({
@@ -29,7 +43,7 @@ export interface DeviceSearch extends Partial<Record<FacetKey, string[]>> {
 const devices = createRoute({
   getParentRoute: () => shell,
   path: "/devices",
-  component: lazyRouteComponent(() => import("./pages/Devices"), "Devices"),
+  component: later(() => import("./pages/Devices"), "Devices"),
   validateSearch: (s: Record<string, unknown>): DeviceSearch => ({
     q: asText(s.q),
     state: asList(s.state),
@@ -50,32 +64,32 @@ export type Range = (typeof ranges)[number];
 const device = createRoute({
   getParentRoute: () => shell,
   path: "/devices/$device",
-  component: lazyRouteComponent(() => import("./pages/Device"), "DevicePage"),
+  component: later(() => import("./pages/Device"), "DevicePage"),
   validateSearch: (s: Record<string, unknown>): { range?: Range } => ({ range: oneOf(s.range, ranges) }),
 });
 
-const enrol = createRoute({ getParentRoute: () => shell, path: "/enrol", component: lazyRouteComponent(() => import("./pages/Enrol"), "Enrol") });
+const enrol = createRoute({ getParentRoute: () => shell, path: "/enrol", component: later(() => import("./pages/Enrol"), "Enrol") });
 
-const rollouts = createRoute({ getParentRoute: () => shell, path: "/rollouts", component: lazyRouteComponent(() => import("./pages/Rollouts"), "Rollouts") });
+const rollouts = createRoute({ getParentRoute: () => shell, path: "/rollouts", component: later(() => import("./pages/Rollouts"), "Rollouts") });
 
 const newRollout = createRoute({
   getParentRoute: () => shell,
   path: "/rollouts/new",
-  component: lazyRouteComponent(() => import("./pages/StartRollout"), "StartRollout"),
+  component: later(() => import("./pages/StartRollout"), "StartRollout"),
   validateSearch: (s: Record<string, unknown>): { release?: string } => ({ release: asText(s.release) }),
 });
 
-const rollout = createRoute({ getParentRoute: () => shell, path: "/rollouts/$rollout", component: lazyRouteComponent(() => import("./pages/Rollout"), "RolloutPage") });
+const rollout = createRoute({ getParentRoute: () => shell, path: "/rollouts/$rollout", component: later(() => import("./pages/Rollout"), "RolloutPage") });
 
-const releases = createRoute({ getParentRoute: () => shell, path: "/releases", component: lazyRouteComponent(() => import("./pages/Releases"), "Releases") });
-const release = createRoute({ getParentRoute: () => shell, path: "/releases/$release", component: lazyRouteComponent(() => import("./pages/Releases"), "ReleasePage") });
-const models = createRoute({ getParentRoute: () => shell, path: "/models", component: lazyRouteComponent(() => import("./pages/Models"), "Models") });
-const model = createRoute({ getParentRoute: () => shell, path: "/models/$model", component: lazyRouteComponent(() => import("./pages/Models"), "ModelPage") });
+const releases = createRoute({ getParentRoute: () => shell, path: "/releases", component: later(() => import("./pages/Releases"), "Releases") });
+const release = createRoute({ getParentRoute: () => shell, path: "/releases/$release", component: later(() => import("./pages/Releases"), "ReleasePage") });
+const models = createRoute({ getParentRoute: () => shell, path: "/models", component: later(() => import("./pages/Models"), "Models") });
+const model = createRoute({ getParentRoute: () => shell, path: "/models/$model", component: later(() => import("./pages/Models"), "ModelPage") });
 
 const audit = createRoute({
   getParentRoute: () => shell,
   path: "/audit",
-  component: lazyRouteComponent(() => import("./pages/Audit"), "Audit"),
+  component: later(() => import("./pages/Audit"), "Audit"),
   validateSearch: (s: Record<string, unknown>): { actor?: string; subject?: string } => ({ actor: asText(s.actor), subject: asText(s.subject) }),
 });
 

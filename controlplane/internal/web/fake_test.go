@@ -94,6 +94,18 @@ func newFake(n int) *fake {
 	bad.Waves[0].State, bad.Waves[0].Verdict, bad.Waves[0].Failed, bad.Waves[0].RolledBack, bad.Waves[0].Healthy = "failed", "fail", 3, 7, 0
 	bad.Waves[0].Evidence = []string{"skein_inference_latency_p99_seconds: 7 of 10 devices regressed, limit 20 %", "3 devices FAILED at prove: label agreement 3 of 32, need 95 %"}
 	bad.Failed, bad.RolledBack, bad.Ended = 3, 7, timestamppb.New(now.Add(-2*time.Hour))
+	hurt := 0
+	for _, id := range slices.Sorted(maps.Keys(f.runs[bad.Id])) {
+		x := f.runs[bad.Id][id]
+		switch hurt++; {
+		case x.Wave != "canary":
+			x.State = "withdrawn"
+		case hurt <= 3:
+			x.State, x.FailureClass, x.Message = "failed", "FAILED", "label agreement 3 of 32, need 95 %"
+		default:
+			x.State = "rolled-back"
+		}
+	}
 	f.log("system:conductor", "rollout/abort", bad.Id, `{"phase":"running"}`, `{"phase":"aborted"}`)
 	return f
 }

@@ -52,6 +52,7 @@ export function relative(at: number, now: number): string {
   const d = now - at;
   if (d < -1500) return `in ${duration(-d)}`;
   if (d < 1500) return "now";
+  if (d >= 60_000 && d < 3_600_000) return `${Math.floor(d / 60_000)} min ago`;
   return `${duration(d)} ago`;
 }
 
@@ -96,7 +97,7 @@ export function releaseLabel(name: string, digest: string): string {
   return name || shortDigest(digest);
 }
 
-/** A target in words: "arm64 · SM 8.7 · 8 GB · TensorRT 10.3.0 · L4T 36.4.3". */
+/** A target in words: "arm64 · SM 8.7 · 8 GB · TRT 10.3.0 · L4T 36.4.3". */
 export function targetLabel(target: string): string {
   if (!target) return "unknown target";
   const [platform = "", ...attrs] = target.split(";");
@@ -109,7 +110,7 @@ export function targetLabel(target: string): string {
   };
   say("sm", (v) => `SM ${v}`);
   say("mem", (v) => `${v} GB`);
-  say("trt", (v) => `TensorRT ${v}`);
+  say("trt", (v) => `TRT ${v}`);
   say("l4t", (v) => `L4T ${v}`);
   say("ort", () => "ONNX Runtime");
   say("dla", (v) => (v === "0" ? "no DLA" : `${v} DLA`));

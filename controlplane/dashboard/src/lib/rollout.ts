@@ -32,7 +32,7 @@ export function rolloutParts(r: Rollout): Share[] {
     { key: "in-progress", label: "in progress", n: moving, fill: "f-info" },
     { key: "failed", label: "failed", n: r.failed, fill: "f-bad" },
     { key: "rolled-back", label: "rolled back", n: r.rolledBack, fill: "f-warn" },
-    { key: "queued", label: "queued", n: Math.max(0, r.devices - r.healthy - moving - r.failed - r.rolledBack), fill: "f-queue" },
+    { key: "queued", label: isOpen(r) ? "queued" : "not reached", n: Math.max(0, r.devices - r.healthy - moving - r.failed - r.rolledBack), fill: "f-queue" },
   ];
 }
 

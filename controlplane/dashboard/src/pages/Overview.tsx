@@ -59,8 +59,8 @@ export function Overview() {
         <Panel title="By release" className="c4"><Bars counts={status?.byRelease} total={status?.devices} facet="release" none="No release yet" /></Panel>
         <Panel title="By target" className="c4"><Bars counts={status?.byTarget} total={status?.devices} facet="target" label={targetLabel} none="No target known yet" /></Panel>
         <Panel title="By site" className="c4"><Bars counts={status?.bySite} total={status?.devices} facet="site" none="No device has a site label" /></Panel>
-        <Panel title="By hardware" className="c4"><Bars counts={status?.byHardware} total={status?.devices} facet="hardware" none="No hardware known yet" /></Panel>
-        <Panel title="Conditions" className="c4"><Bars counts={status?.byCondition} total={status?.devices} facet="condition" none="No device reports a condition" fill="f-warn" /></Panel>
+        <Panel title="By hardware" className="c6"><Bars counts={status?.byHardware} total={status?.devices} facet="hardware" none="No hardware known yet" /></Panel>
+        <Panel title="Conditions" className="c6"><Bars counts={status?.byCondition} total={status?.devices} facet="condition" none="No device reports a condition" fill="f-warn" /></Panel>
       </div>
     </>
   );

@@ -48,7 +48,7 @@ function WaveItem({ wave: w, index, rollout: r, executions, onDone }: { wave: Wa
           <div className="row wrap"><h3 className="wave-name">{w.name}</h3><Badge word={state} />{w.verdict && w.verdict !== state && <Badge word={w.verdict}>verdict: {w.verdict}</Badge>}</div>
           <span className="muted small num">
             {count(settled)} of {plural(w.devices, "device")} settled
-            {started !== undefined && <>, {ended === undefined ? `running for ${duration(now - started)}` : `took ${duration(ended - started)}`}</>}
+            {started !== undefined && (ended !== undefined ? `, took ${duration(ended - started)}` : isOpen(r) ? `, running for ${duration(now - started)}` : "")}
           </span>
         </div>
         {w.devices > 0 && (executions.length > 0 && w.devices <= maxCells ? <Cells wave={w} executions={executions} /> : <Strip parts={waveParts(w)} label={`Wave ${w.name}`} />)}
