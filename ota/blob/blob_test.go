@@ -295,7 +295,10 @@ func TestOthersWait(t *testing.T) {
 // TestConstantMemory streams a large blob to a real disk and bounds all that
 // is allocated on the way.
 func TestConstantMemory(t *testing.T) {
-	const size = 256 << 20
+	size := int64(256 << 20)
+	if testing.Short() {
+		size = 32 << 20
+	}
 	dir, err := slot.OpenDir(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -305,7 +308,7 @@ func TestConstantMemory(t *testing.T) {
 	d := digestOfStream(t, size)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	half := int64(size / 2)
+	half := size / 2
 	stream := stream(size)
 	if n, err := s.Append(t.Context(), d, 0, size, io.LimitReader(stream, half)); n != half || err != nil {
 		t.Fatal(n, err)

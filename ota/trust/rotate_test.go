@@ -183,7 +183,7 @@ func TestRefreshAcrossPowerCuts(t *testing.T) {
 		if !errors.Is(err, slot.ErrCut) {
 			t.Fatal(err)
 		}
-		for seed := range uint64(12) {
+		for seed := range seeds(12) {
 			after := w.mem.Crash(seed)
 			c, err := NewClient(after, w.anchor)
 			if err != nil {
@@ -213,7 +213,7 @@ func TestAddTargetAcrossPowerCuts(t *testing.T) {
 		if err == nil {
 			return
 		}
-		for seed := range uint64(8) {
+		for seed := range seeds(8) {
 			repo, err := openRepo(mem.Crash(seed))
 			if err != nil {
 				t.Fatalf("cut at %d, seed %d: %v", n, seed, err)
@@ -236,6 +236,14 @@ func TestAddTargetAcrossPowerCuts(t *testing.T) {
 			}
 		}
 	}
+}
+
+// seeds is how many outcomes of a power cut are explored at each point.
+func seeds(n uint64) uint64 {
+	if testing.Short() {
+		return 2
+	}
+	return n
 }
 
 func TestRepoRefusals(t *testing.T) {
