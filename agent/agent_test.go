@@ -43,11 +43,11 @@ func TestUpdate(t *testing.T) {
 		if got, err := d.runtime.answer(); err != nil || got != 2 {
 			t.Fatalf("answers %v, %v", got, err)
 		}
-		if len(d.runtime.loaded) != 1 || len(d.runtime.unsafe) != 0 {
-			t.Errorf("loaded %v, served unproven %v", d.runtime.loaded, d.runtime.unsafe)
+		if len(d.runtime.models()) != 1 || len(d.runtime.unproven()) != 0 {
+			t.Errorf("loaded %v, served unproven %v", d.runtime.models(), d.runtime.unproven())
 		}
-		if len(w.hellos) != 1 || len(w.blocks) == 0 || len(w.events) == 0 {
-			t.Errorf("%d hellos, %d blocks, %d events", len(w.hellos), len(w.blocks), len(w.events))
+		if len(w.got().hellos) != 1 || len(w.got().blocks) == 0 || len(w.got().events) == 0 {
+			t.Errorf("%d hellos, %d blocks, %d events", len(w.got().hellos), len(w.got().blocks), len(w.got().events))
 		}
 		if err := d.stop(t); err != nil {
 			t.Error(err)

@@ -113,13 +113,13 @@ func TestRefusedDesired(t *testing.T) {
 					t.Errorf("held %s, update %v", s.Held, s.Update)
 				}
 				refused := 0
-				for _, e := range w.events {
+				for _, e := range w.got().events {
 					if e.Kind == "refused" {
 						refused++
 					}
 				}
 				if !w.event(c.attack) || refused != 1 {
-					t.Errorf("no event %q, %d refusals: %+v", c.attack, refused, w.events)
+					t.Errorf("no event %q, %d refusals: %+v", c.attack, refused, w.got().events)
 				}
 				r := w.last()
 				if !hasCondition(r, health.TrustRefused) {
@@ -159,7 +159,7 @@ func TestRollback(t *testing.T) {
 		w.want(3, "1")
 		settle(time.Minute)
 		if got, _ := d.runtime.answer(); got != 2 || !w.event(trust.ClassRollback) || w.last().FailureClass != string(ota.Rejected) {
-			t.Errorf("answers %v, events %+v", got, w.events)
+			t.Errorf("answers %v, events %+v", got, w.got().events)
 		}
 		w.want(4, "1", func(d *wire.Desired) { d.RollbackAllowed = true })
 		settle(time.Minute)
@@ -167,7 +167,7 @@ func TestRollback(t *testing.T) {
 		if got, err := d.runtime.answer(); err != nil || got != 1 || r.HighestCounter != 2 || r.RunningCounter != 1 {
 			t.Errorf("answers %v, %v; report %+v", got, err, r)
 		}
-		if w.fetched == 0 {
+		if w.got().fetched == 0 {
 			t.Error("nothing was fetched at all")
 		}
 	})
@@ -258,8 +258,8 @@ func TestBadReleases(t *testing.T) {
 				if r.FailureClass != string(c.class) || !strings.HasPrefix(r.Failure, string(c.step)) || !strings.Contains(r.Failure, c.cause) || r.Phase != wire.PhaseFailed {
 					t.Errorf("%s %s %q, phase %s", r.FailureClass, r.Step, r.Failure, r.Phase)
 				}
-				if len(d.runtime.loaded) != 1 || !hasCondition(r, health.UpdateFailed) {
-					t.Errorf("loaded %v, conditions %+v", d.runtime.loaded, r.Conditions)
+				if len(d.runtime.models()) != 1 || !hasCondition(r, health.UpdateFailed) {
+					t.Errorf("loaded %v, conditions %+v", d.runtime.models(), r.Conditions)
 				}
 				last := r.Journal[len(r.Journal)-1]
 				if last.Step != string(ota.StepFetch) || last.State != wire.StepUndone {
@@ -339,8 +339,8 @@ func TestSupersede(t *testing.T) {
 		on(t, w, base, func(t *testing.T, d *device) {
 			w.want(2, "")
 			settle(time.Minute)
-			if len(d.runtime.loaded) != 0 || w.last().Running != nil || w.last().Phase != wire.PhaseIdle {
-				t.Errorf("loaded %v, %+v", d.runtime.loaded, w.last())
+			if len(d.runtime.models()) != 0 || w.last().Running != nil || w.last().Phase != wire.PhaseIdle {
+				t.Errorf("loaded %v, %+v", d.runtime.models(), w.last())
 			}
 		})
 	})
@@ -388,10 +388,10 @@ func TestParameters(t *testing.T) {
 			settle(time.Minute)
 			want := manifest.ParamsDigest([]wire.Param{{Key: "camera.url", Value: []byte(url)}, {Key: "rate", Value: []byte("5")}})
 			r := w.last()
-			if string(r.ParamsDigest) != string(want) || r.FailureClass != "" || len(d.runtime.loaded) != 1 {
-				t.Fatalf("digest %x, want %x; %s; %v", r.ParamsDigest, want, r.Failure, d.runtime.loaded)
+			if string(r.ParamsDigest) != string(want) || r.FailureClass != "" || len(d.runtime.models()) != 1 {
+				t.Fatalf("digest %x, want %x; %s; %v", r.ParamsDigest, want, r.Failure, d.runtime.models())
 			}
-			for _, l := range d.runtime.loaded {
+			for _, l := range d.runtime.models() {
 				if l.params["camera.url"] != url || l.params["rate"] != "5" || l.answered == 0 {
 					t.Errorf("workload got %v, answered %d", l.params, l.answered)
 				}
@@ -443,10 +443,10 @@ func TestCommands(t *testing.T) {
 	w, base := standard(t)
 	on(t, w, base, func(t *testing.T, d *device) {
 		settle(time.Minute)
-		n := len(w.reports)
+		n := len(w.got().reports)
 		w.command(t, wire.Cmd{Counter: 5, Kind: wire.CmdReport})
-		if len(w.reports) != n+1 {
-			t.Errorf("%d reports after the command, %d before", len(w.reports), n)
+		if len(w.got().reports) != n+1 {
+			t.Errorf("%d reports after the command, %d before", len(w.got().reports), n)
 		}
 		for name, c := range map[string]struct {
 			cmd    wire.Cmd
@@ -461,23 +461,23 @@ func TestCommands(t *testing.T) {
 				t.Errorf("%s: no event %s", name, c.attack)
 			}
 		}
-		blocks := len(w.blocks)
+		blocks := len(w.got().blocks)
 		w.command(t, wire.Cmd{Counter: 8, Kind: wire.CmdWatch, Seconds: 3600})
 		settle(55 * time.Second)
-		if got := len(w.blocks) - blocks; got < 5 {
+		if got := len(w.got().blocks) - blocks; got < 5 {
 			t.Errorf("%d blocks in a minute of being watched", got)
 		}
 		settle(10 * time.Minute)
-		blocks = len(w.blocks)
+		blocks = len(w.got().blocks)
 		settle(5 * time.Minute)
-		if got := len(w.blocks) - blocks; got > 6 {
+		if got := len(w.got().blocks) - blocks; got > 6 {
 			t.Errorf("%d blocks in 5 minutes after the lease", got)
 		}
 		w.command(t, wire.Cmd{Counter: 9, Kind: wire.CmdSlowDown, Seconds: 1800})
 		settle(10 * time.Minute) // the heartbeat that waits already
-		n = len(w.reports)
+		n = len(w.got().reports)
 		settle(29 * time.Minute)
-		if got := len(w.reports) - n; got > 1 {
+		if got := len(w.got().reports) - n; got > 1 {
 			t.Errorf("%d reports in 29 minutes after slow down", got)
 		}
 	})
@@ -487,18 +487,18 @@ func TestHeartbeatAndOffline(t *testing.T) {
 	w, base := standard(t)
 	on(t, w, base, func(t *testing.T, d *device) {
 		settle(time.Minute)
-		n := len(w.reports)
+		n := len(w.got().reports)
 		settle(time.Hour)
-		beats := len(w.reports) - n
+		beats := len(w.got().reports) - n
 		if beats < 6 || beats > 13 {
 			t.Errorf("%d heartbeats in an hour", beats)
 		}
-		last := w.reports[len(w.reports)-1]
-		if last.Full != nil || last.Held.Generation.Counter != 1 || last.Counter <= w.reports[len(w.reports)-2].Counter {
+		last := w.got().reports[len(w.got().reports)-1]
+		if last.Full != nil || last.Held.Generation.Counter != 1 || last.Counter <= w.got().reports[len(w.got().reports)-2].Counter {
 			t.Errorf("heartbeat %+v", last)
 		}
 		d.link.SetOnline(false)
-		blocks := len(w.blocks)
+		blocks := len(w.got().blocks)
 		settle(24 * time.Hour)
 		if got, err := d.runtime.answer(); err != nil || got != 1 {
 			t.Errorf("offline: %v, %v", got, err)
@@ -508,11 +508,11 @@ func TestHeartbeatAndOffline(t *testing.T) {
 		}
 		d.link.SetOnline(true)
 		settle(time.Minute)
-		if len(w.hellos) != 2 || len(w.blocks)-blocks < 20*60 {
-			t.Errorf("%d hellos, %d blocks", len(w.hellos), len(w.blocks)-blocks)
+		if len(w.got().hellos) != 2 || len(w.got().blocks)-blocks < 20*60 {
+			t.Errorf("%d hellos, %d blocks", len(w.got().hellos), len(w.got().blocks)-blocks)
 		}
 		var seen uint64
-		for _, b := range w.blocks {
+		for _, b := range w.got().blocks {
 			if b.ID.Counter <= seen {
 				t.Fatalf("block %d after %d", b.ID.Counter, seen)
 			}
@@ -531,7 +531,7 @@ func TestLostMessages(t *testing.T) {
 		w.mu.Unlock()
 		w.want(2, "2")
 		settle(30 * time.Minute)
-		for _, r := range w.reports {
+		for _, r := range w.got().reports {
 			if r.Held.Generation.Counter == 1 {
 				n++
 			}
@@ -554,8 +554,8 @@ func TestLostMessages(t *testing.T) {
 func TestClockIn1970(t *testing.T) {
 	w, base := standard(t)
 	on(t, w, base, func(t *testing.T, d *device) {
-		if !w.hellos[0].Clock.Doubtful || !hasCondition(w.last(), health.ClockDoubtful) {
-			t.Errorf("hello %+v, conditions %+v", w.hellos[0], w.last().Conditions)
+		if !w.got().hellos[0].Clock.Doubtful || !hasCondition(w.last(), health.ClockDoubtful) {
+			t.Errorf("hello %+v, conditions %+v", w.got().hellos[0], w.last().Conditions)
 		}
 		w.want(2, "2")
 		settle(2 * time.Minute)

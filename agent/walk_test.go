@@ -106,7 +106,7 @@ func (w *walkWorld) restart(t *testing.T, files *slot.Mem) {
 		if err != nil || got != w.end {
 			t.Errorf("in the end: answers %v, %v, want %v", got, err, w.end)
 		}
-		if n := len(d.runtime.loaded); n != 1 {
+		if n := len(d.runtime.models()); n != 1 {
 			t.Errorf("%d workloads loaded in the end", n)
 		}
 		s := d.state.Get()

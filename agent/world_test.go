@@ -18,6 +18,7 @@ import (
 	"math/big"
 	"net/url"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -294,6 +295,21 @@ func (w *world) decode(payload []byte, v any) {
 	}
 }
 
+// seen is a copy of what the device sent so far.
+type seen struct {
+	reports []wire.Report
+	hellos  []wire.Hello
+	events  []wire.Event
+	blocks  []wire.Telemetry
+	fetched int64
+}
+
+func (w *world) got() seen {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return seen{slices.Clone(w.reports), slices.Clone(w.hellos), slices.Clone(w.events), slices.Clone(w.blocks), w.fetched}
+}
+
 // last returns the newest full report.
 func (w *world) last() *wire.Reported {
 	w.mu.Lock()
@@ -463,6 +479,23 @@ func (r *fakeRuntime) Infer(_ context.Context, id string, req runtime.Request) (
 		out.Data = append(out.Data, 2*v+l.m.Bias)
 	}
 	return runtime.Response{Outputs: []runtime.Tensor{out}}, nil
+}
+
+// models returns a copy of what is loaded.
+func (r *fakeRuntime) models() map[string]loadedModel {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := map[string]loadedModel{}
+	for id, l := range r.loaded {
+		out[id] = *l
+	}
+	return out
+}
+
+func (r *fakeRuntime) unproven() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.unsafe)
 }
 
 // answer asks the serving workload what 0 gives: its bias.

@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -226,6 +227,19 @@ func (b *broker) set(f func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f()
+}
+
+func (b *broker) dialled() []time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.dials)
+}
+
+// connected returns the first CONNECT.
+func (b *broker) connected() *packets.ConnectPacket {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.connects[0]
 }
 
 // authority signs certificates inside a bubble.

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +17,12 @@ import (
 	"github.com/skein-fleet/skein/agent/internal/pki"
 	"github.com/skein-fleet/skein/proto/wire"
 )
+
+// settle lets fake time pass and everything that it sets off come to rest.
+func settle(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
 
 var device = wire.FormatDeviceID([16]byte{1})
 
@@ -35,6 +42,18 @@ func (r *recorder) handler() Handler {
 		Disconnected: func(err error) { r.mu.Lock(); r.causes = append(r.causes, err); r.mu.Unlock() },
 		Message:      func(k wire.Kind, _ []byte) { r.mu.Lock(); r.got = append(r.got, k); r.mu.Unlock() },
 	}
+}
+
+func (r *recorder) connections() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ups
+}
+
+func (r *recorder) messages() []wire.Kind {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.got)
 }
 
 func (r *recorder) last() error {
@@ -89,11 +108,11 @@ func TestConnectPublishReceive(t *testing.T) {
 		}
 		b.deliver(wire.Topic(device, wire.DownDesired), []byte("d"))
 		b.deliver(wire.Topic(wire.FormatDeviceID([16]byte{2}), wire.DownDesired), []byte("foreign"))
-		time.Sleep(time.Hour) // keepalives
-		if len(r.got) != 1 || r.got[0] != wire.DownDesired || r.ups != 1 || len(b.dials) != 1 {
-			t.Errorf("got %v, %d connections, %d dials", r.got, r.ups, len(b.dials))
+		settle(time.Hour) // keepalives
+		if len(r.messages()) != 1 || r.messages()[0] != wire.DownDesired || r.connections() != 1 || len(b.dialled()) != 1 {
+			t.Errorf("got %v, %d connections, %d dials", r.messages(), r.connections(), len(b.dialled()))
 		}
-		c := b.connects[0]
+		c := b.connected()
 		var will wire.Presence
 		if err := wire.Unmarshal(c.WillMessage, &will); err != nil || will != (wire.Presence{ID: wire.MessageID{Boot: 5}, Connection: 1}) {
 			t.Errorf("will %+v %v", will, err)
@@ -115,12 +134,13 @@ func TestConnectPublishReceive(t *testing.T) {
 func TestReconnectWithFullJitter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, r := &broker{t: t}, &recorder{}
-		refuse := true
+		var refuse atomic.Bool
+		refuse.Store(true)
 		o := MQTTOptions{Random: func() float64 { return 0.5 }}
 		o.Device, o.Address = device, "skein.local:8883"
 		o.Dial = func(ctx context.Context, n, a string) (net.Conn, error) {
 			c, err := b.dial(ctx, n, a)
-			if refuse {
+			if refuse.Load() {
 				c.Close()
 				return nil, errTest
 			}
@@ -130,10 +150,10 @@ func TestReconnectWithFullJitter(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- m.Run(ctx, r.handler()) }()
-		time.Sleep(10 * time.Minute)
+		settle(10 * time.Minute)
 		var gaps []time.Duration
-		for i := 1; i < len(b.dials); i++ {
-			gaps = append(gaps, b.dials[i].Sub(b.dials[i-1]))
+		for i := 1; i < len(b.dialled()); i++ {
+			gaps = append(gaps, b.dialled()[i].Sub(b.dialled()[i-1]))
 		}
 		want := []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 32 * time.Second, time.Minute, time.Minute}
 		for i, w := range want {
@@ -144,14 +164,14 @@ func TestReconnectWithFullJitter(t *testing.T) {
 		if !errors.Is(r.last(), errTest) {
 			t.Errorf("cause %v", r.last())
 		}
-		refuse = false
+		refuse.Store(false)
 		m.SlowDown(5 * time.Minute)
-		n := len(b.dials)
+		n := len(b.dialled())
 		before := time.Now()
-		time.Sleep(20 * time.Minute)
+		settle(20 * time.Minute)
 		// One wait was running already; the next connection lasts.
-		if r.ups != 1 || b.dials[len(b.dials)-1].Sub(before) > 7*time.Minute || len(b.dials) > n+2 {
-			t.Errorf("%d connections, dials %v after %v", r.ups, b.dials[n:], before)
+		if r.connections() != 1 || b.dialled()[len(b.dialled())-1].Sub(before) > 7*time.Minute || len(b.dialled()) > n+2 {
+			t.Errorf("%d connections, dials %v after %v", r.connections(), b.dialled()[n:], before)
 		}
 		cancel()
 		<-done
@@ -167,21 +187,21 @@ func TestCutAndBlackHole(t *testing.T) {
 		b.set(func() { b.mute = true })
 		failed := make(chan error, 1)
 		go func() { failed <- m.Publish(t.Context(), wire.UpReport, []byte("r")) }()
-		time.Sleep(time.Second)
+		settle(time.Second)
 		b.cut()
 		if err := <-failed; !errors.Is(err, ErrOffline) {
 			t.Errorf("publish without acknowledgement: %v", err)
 		}
 		b.set(func() { b.mute = false })
-		time.Sleep(time.Minute)
-		if r.ups != 2 {
-			t.Fatalf("%d connections", r.ups)
+		settle(time.Minute)
+		if r.connections() != 2 {
+			t.Fatalf("%d connections", r.connections())
 		}
 		b.blackHole()
 		before := time.Now()
-		time.Sleep(5 * time.Minute)
-		if r.ups != 3 || b.dials[len(b.dials)-1].Sub(before) > 2*time.Minute {
-			t.Errorf("%d connections, newest %v after the cable was pulled", r.ups, b.dials[len(b.dials)-1].Sub(before))
+		settle(5 * time.Minute)
+		if r.connections() != 3 || b.dialled()[len(b.dialled())-1].Sub(before) > 2*time.Minute {
+			t.Errorf("%d connections, newest %v after the cable was pulled", r.connections(), b.dialled()[len(b.dialled())-1].Sub(before))
 		}
 		stop()
 		var numbers []uint64
@@ -201,9 +221,9 @@ func TestSubscriptionRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, r := &broker{t: t, refuse: "down/cmd"}, &recorder{}
 		_, stop := run(t, b, MQTTOptions{}, r)
-		time.Sleep(time.Minute)
-		if r.ups != 0 || r.last() == nil || !strings.Contains(r.last().Error(), "down/cmd") {
-			t.Errorf("%d connections, cause %v", r.ups, r.last())
+		settle(time.Minute)
+		if r.connections() != 0 || r.last() == nil || !strings.Contains(r.last().Error(), "down/cmd") {
+			t.Errorf("%d connections, cause %v", r.connections(), r.last())
 		}
 		stop()
 	})
@@ -235,9 +255,14 @@ func TestMutualTLS(t *testing.T) {
 		b, r := &broker{t: t}, &recorder{}
 		b.tls = &tls.Config{MinVersion: tls.VersionTLS13, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: a.pool(),
 			Certificates: []tls.Certificate{a.leaf("skein.local", x509.ExtKeyUsageServerAuth, time.Now().AddDate(0, 0, 90))}}
-		cert := a.leaf("device", x509.ExtKeyUsageClientAuth, time.Now().Add(time.Hour))
+		var cert atomic.Pointer[tls.Certificate]
+		renew := func(until time.Time) {
+			c := a.leaf("device", x509.ExtKeyUsageClientAuth, until)
+			cert.Store(&c)
+		}
+		renew(time.Now().Add(time.Hour))
 		now := func() (time.Time, bool) { return time.Now(), false }
-		o := MQTTOptions{TLS: pki.ClientConfig(a.pool(), "skein.local", now, func() *tls.Certificate { return &cert })}
+		o := MQTTOptions{TLS: pki.ClientConfig(a.pool(), "skein.local", now, cert.Load)}
 		m, stop := run(t, b, o, r)
 		synctest.Wait()
 		if err := m.Publish(t.Context(), wire.UpHello, nil); err != nil {
@@ -245,17 +270,17 @@ func TestMutualTLS(t *testing.T) {
 		}
 		// The certificate expires; a session that is cut does not come back, and the cause is named
 		// whether the alert comes in the handshake or at the first read.
-		time.Sleep(2 * time.Hour)
+		settle(2 * time.Hour)
 		b.cut()
-		time.Sleep(5 * time.Minute)
-		if r.ups != 1 || !errors.Is(r.last(), ErrRefused) {
-			t.Fatalf("%d connections, cause %v", r.ups, r.last())
+		settle(5 * time.Minute)
+		if r.connections() != 1 || !errors.Is(r.last(), ErrRefused) {
+			t.Fatalf("%d connections, cause %v", r.connections(), r.last())
 		}
 		// A renewed one is used at the next handshake.
-		cert = a.leaf("device", x509.ExtKeyUsageClientAuth, time.Now().AddDate(0, 0, 30))
-		time.Sleep(5 * time.Minute)
-		if r.ups != 2 {
-			t.Errorf("%d connections after the renewal, cause %v", r.ups, r.last())
+		renew(time.Now().AddDate(0, 0, 30))
+		settle(5 * time.Minute)
+		if r.connections() != 2 {
+			t.Errorf("%d connections after the renewal, cause %v", r.connections(), r.last())
 		}
 		stop()
 	})
@@ -268,9 +293,9 @@ func TestForeignServer(t *testing.T) {
 		b.tls = &tls.Config{Certificates: []tls.Certificate{theirs.leaf("skein.local", x509.ExtKeyUsageServerAuth, time.Now().AddDate(0, 0, 90))}}
 		now := func() (time.Time, bool) { return time.Now(), true }
 		_, stop := run(t, b, MQTTOptions{TLS: pki.ClientConfig(ours.pool(), "skein.local", now, nil)}, r)
-		time.Sleep(time.Minute)
-		if _, ok := errors.AsType[x509.UnknownAuthorityError](r.last()); !ok || r.ups != 0 || errors.Is(r.last(), ErrRefused) {
-			t.Errorf("%d connections, cause %v", r.ups, r.last())
+		settle(time.Minute)
+		if _, ok := errors.AsType[x509.UnknownAuthorityError](r.last()); !ok || r.connections() != 0 || errors.Is(r.last(), ErrRefused) {
+			t.Errorf("%d connections, cause %v", r.connections(), r.last())
 		}
 		stop()
 	})
@@ -297,8 +322,8 @@ func TestMemoryLink(t *testing.T) {
 		m.SetOnline(false)
 		synctest.Wait()
 		m.Deliver(wire.DownCmd, nil) // lost
-		if len(r.got) != 1 || r.ups != 1 || !errors.Is(r.last(), ErrOffline) || len(kinds) != 3 {
-			t.Errorf("%v %d %v %v", r.got, r.ups, r.last(), kinds)
+		if len(r.messages()) != 1 || r.connections() != 1 || !errors.Is(r.last(), ErrOffline) || len(kinds) != 3 {
+			t.Errorf("%v %d %v %v", r.messages(), r.connections(), r.last(), kinds)
 		}
 		cancel()
 		if err := <-done; err != nil {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
@@ -42,6 +43,7 @@ const (
 	// steadyAfter is how long a connection must last for the backoff to start
 	// from its beginning again.
 	steadyAfter = 30 * time.Second
+	alertWait   = 200 * time.Millisecond
 )
 
 // MQTT is the driver for MQTT 3.1.1 over TLS 1.3.
@@ -328,7 +330,8 @@ func waitToken(ctx context.Context, t mqtt.Token, d time.Duration) error {
 // and closes without waiting for the peer.
 type watchedConn struct {
 	net.Conn
-	raw net.Conn
+	raw   net.Conn
+	heard atomic.Bool // something was read
 
 	mu  sync.Mutex // guards err
 	err error
@@ -336,12 +339,27 @@ type watchedConn struct {
 
 func (c *watchedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.heard.Store(true)
+	}
 	if err != nil {
 		c.mu.Lock()
 		if c.err == nil {
 			c.err = err
 		}
 		c.mu.Unlock()
+	}
+	return n, err
+}
+
+// Write looks for an alert when writing fails before anything was read: a peer
+// that refuses our certificate after the handshake sends one and closes, and
+// the CONNECT may be what fails first.
+func (c *watchedConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if err != nil && !c.heard.Load() {
+		_ = c.Conn.SetReadDeadline(time.Now().Add(alertWait)) // else Read ends by the deadline of the handshake
+		_, _ = c.Read(make([]byte, 1))                        // the error is kept by Read
 	}
 	return n, err
 }
