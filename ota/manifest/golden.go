@@ -23,7 +23,7 @@ const (
 type Golden struct {
 	Version int          `json:"version"` // 1
 	Input   string       `json:"input"`   // name of the input tensor
-	Shape   []int64      `json:"shape"`   // of one case
+	Shape   []int64      `json:"shape"`   // of one case as it is sent, with its batch dimension
 	Cases   []GoldenCase `json:"cases"`
 	// Tolerance bounds how far an output may be from the reference.
 	Tolerance Tolerance `json:"tolerance"`

@@ -33,7 +33,7 @@ func (m *Model) Golden(o GoldenOptions) (*manifest.Golden, error) {
 		return nil, fmt.Errorf("%w: a golden set of %d cases needs at least as many labelled digits", ErrBadOptions, o.Cases)
 	}
 	g := &manifest.Golden{
-		Version: 1, Input: InputName, Shape: []int64{1, digits.Side, digits.Side},
+		Version: 1, Input: InputName, Shape: []int64{1, 1, digits.Side, digits.Side},
 		Tolerance:         manifest.Tolerance{Abs: cmp.Or(o.Tolerance, 1e-3)},
 		MinLabelAgreement: cmp.Or(o.MinLabelAgreement, 0.9),
 	}

@@ -16,7 +16,7 @@ func prove(t *testing.T, s *interp.Session, g *manifest.Golden) error {
 	t.Helper()
 	var outputs [][]float32
 	for _, c := range g.Cases {
-		in := interp.Tensor{Name: g.Input, Shape: append([]int64{1}, g.Shape...), Data: c.Input}
+		in := interp.Tensor{Name: g.Input, Shape: g.Shape, Data: c.Input}
 		out, _, err := s.Run(t.Context(), []interp.Tensor{in})
 		if err != nil {
 			t.Fatal(err)

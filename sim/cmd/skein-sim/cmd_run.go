@@ -51,7 +51,7 @@ code is 3 when an expectation failed.`,
 		Example: `  skein-sim run --devices 60 --seed 1
   skein-sim run --devices 20 --mix nano=10,orin-nano=10 --fault cut:device=3:at=10s:for=20s
   skein-sim run --devices 5 --server https://skein.example:8443 --claim skein1.…
-  skein-sim run --scenario lost-messages.skein --scenario heat.skein`,
+  skein-sim run --scenario lost-messages.scn --scenario heat.scn`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(o.scenarios) > 0 {

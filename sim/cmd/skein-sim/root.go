@@ -78,7 +78,7 @@ Exit codes:
   3    an expectation of a scenario failed
   130  interrupted`,
 		Example: `  skein-sim run --devices 60
-  skein-sim run --scenario sim/scenario/testdata/bad-version.skein
+  skein-sim run --scenario sim/scenario/testdata/bad-version.scn
   skein-sim train --out model
   skein-sim bench load --devices 1000`,
 		SilenceUsage:  true,
@@ -99,6 +99,7 @@ Exit codes:
 	})
 	cmd.AddCommand(
 		a.runCmd(),
+		a.demoCmd(),
 		a.trainCmd(),
 		a.serveModelCmd(),
 		a.tegrastatsCmd(),
