@@ -39,6 +39,7 @@ const (
 type Badger struct {
 	opts BadgerOptions
 	db   *badger.DB
+	lock *os.File // held while open
 
 	mu      sync.Mutex // guards what follows and serialises writes
 	index   []entry    // in order of seq
@@ -73,25 +74,39 @@ func OpenBadger(o BadgerOptions) (*Badger, error) {
 	if free, err := o.Free(); err == nil && free < o.Reserve/4 {
 		return nil, fmt.Errorf("open spool: %w: %d bytes free", ErrNoSpace, free)
 	}
+	lock, err := lockDir(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	b.lock = lock
+	if err := b.openGuarded(); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return b, nil
+}
+
+// openGuarded opens the store; one that does not open, or that ended the
+// process several times in a row, is moved aside first.
+func (b *Badger) openGuarded() error {
 	crashes := b.crashCount()
 	if crashes >= maxCrashes {
 		if err := b.moveAside(); err != nil {
-			return nil, err
+			return err
 		}
 		crashes = 0
 	}
 	if err := b.setCrashCount(crashes + 1); err != nil {
-		return nil, err
+		return err
 	}
 	if err := b.openStore(); err != nil {
 		if err := b.moveAside(); err != nil {
-			return nil, err
+			return err
 		}
 		if err := b.openStore(); err != nil {
-			return nil, fmt.Errorf("open fresh spool: %w", err)
+			return fmt.Errorf("open fresh spool: %w", err)
 		}
 	}
-	return b, nil
+	return nil
 }
 
 func (b *Badger) openStore() (err error) {
@@ -324,10 +339,29 @@ func (b *Badger) Close() error {
 		return nil
 	}
 	b.closed = true
+	defer b.lock.Close()
 	if err := b.db.Close(); err != nil {
 		return fmt.Errorf("close spool: %w", err)
 	}
 	return b.setCrashCount(0)
+}
+
+// lockDir takes the lock of a spool's folder, in a file beside it. Badger has
+// one of its own, but its error looks like any damage, and what is only in use
+// must never be moved aside.
+func lockDir(dir string) (*os.File, error) {
+	name := filepath.Clean(dir) + ".lock"
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock spool: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			err = ErrInUse
+		}
+		return nil, errors.Join(fmt.Errorf("lock spool %s: %w", dir, err), f.Close())
+	}
+	return f, nil
 }
 
 // The number of opens since the store was last seen healthy, in a file beside

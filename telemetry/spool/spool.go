@@ -25,6 +25,9 @@ var (
 	ErrNoSpace = errors.New("file system is down to the reserve")
 	// ErrTooLarge is returned by Append for a message over the bound.
 	ErrTooLarge = errors.New("message larger than the spool's bound")
+	// ErrInUse is returned by an open while another process, or another part of
+	// this one, has the spool open.
+	ErrInUse = errors.New("spool is in use")
 	// ErrClosed is returned by all calls after Close.
 	ErrClosed = errors.New("spool is closed")
 )

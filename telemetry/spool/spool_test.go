@@ -71,6 +71,24 @@ func TestBadgerKeepsOverReopen(t *testing.T) {
 	}
 }
 
+func TestBadgerInUseIsLeftAlone(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	b := openBadger(t, spool.BadgerOptions{Dir: dir})
+	fill(t, b, 3)
+	if _, err := spool.OpenBadger(spool.BadgerOptions{Dir: dir}); !errors.Is(err, spool.ErrInUse) {
+		t.Errorf("second open: %v", err)
+	}
+	fill(t, b, 1)
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b = openBadger(t, spool.BadgerOptions{Dir: dir})
+	defer b.Close()
+	if st := b.Stats(); st.Frames != 4 || st.Resets != 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
 func TestBadgerReserve(t *testing.T) {
 	free := int64(1 << 30)
 	b := openBadger(t, spool.BadgerOptions{Dir: t.TempDir(), Reserve: 1 << 20, Free: func() (int64, error) { return free, nil }})

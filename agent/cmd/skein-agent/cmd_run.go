@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -88,6 +90,13 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, files.Close()) }()
+	if !o.check {
+		unlock, err := lockState(o.state)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
 	machine := host.New(host.Options{Root: o.root, StateDir: o.state, Tegrastats: o.tegrastats, Logger: log})
 	if o.claim.server != "" {
 		o.claim.state = o.state
@@ -100,8 +109,12 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeRuntime()) }()
-	sp, closeSpool := newSpool(o, log)
-	defer func() { err = errors.Join(err, closeSpool()) }()
+	var sp spool.Spool
+	if !o.check {
+		var closeSpool func() error
+		sp, closeSpool = newSpool(o, log)
+		defer func() { err = errors.Join(err, closeSpool()) }()
+	}
 	a, err := agent.New(agent.Options{
 		Host: machine, Runtime: rt, Files: files, Spool: sp, Logger: log, Version: version, Floor: buildTime(),
 		Heartbeat: o.heartbeat, TelemetryEvery: o.sample, BlockEvery: o.blocks, LoadTimeout: o.loadTimeout,
@@ -124,6 +137,19 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 	cancel()
 	wg.Wait()
 	return err
+}
+
+// lockState makes sure that one agent at a time works in a state folder.
+func lockState(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("another agent works in %s: stop it, or give another --state (%w)", dir, err)
+	}
+	return func() { f.Close() }, nil
 }
 
 func printCheck(ctx context.Context, s streams, m *host.Machine, a *agent.Agent) error {
