@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -12,6 +14,10 @@ import (
 
 	"github.com/skein-fleet/skein/controlplane"
 )
+
+// gcPercent halves the garbage that a storm of reconnecting devices leaves; the
+// memory of idle connections is mostly stacks.
+const gcPercent = 50
 
 type options struct {
 	config   string
@@ -96,6 +102,9 @@ func run(ctx context.Context, cfg controlplane.Config, o options, stdout, stderr
 	var h slog.Handler = slog.NewTextHandler(stderr, opts)
 	if o.logJSON {
 		h = slog.NewJSONHandler(stderr, opts)
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
 	}
 	s, err := controlplane.New(cfg, slog.New(h))
 	if err != nil {

@@ -119,8 +119,8 @@ func (f *Fleet) Snapshot(tenant string) []View {
 func natural(a, b string) int {
 	pa, na := splitNumber(a)
 	pb, nb := splitNumber(b)
-	if pa == pb && len(na) != len(nb) {
-		return cmp.Compare(len(na), len(nb))
+	if pa == pb {
+		return cmp.Or(cmp.Compare(len(na), len(nb)), cmp.Compare(na, nb), cmp.Compare(a, b))
 	}
 	return cmp.Compare(a, b)
 }
