@@ -455,7 +455,11 @@ func TestModelToFleetAndBack(t *testing.T) {
 	s.checkTraces(id)
 }
 
+// moves counts the desired states that each puppet took, once all have taken
+// what is there: a rollout does not wait for those that failed to take back.
 func (s *stage) moves() map[string]int {
+	s.t.Helper()
+	s.act()
 	out := map[string]int{}
 	for _, p := range s.puppets {
 		out[p.id] = p.moved
