@@ -251,9 +251,9 @@ async function driveRollout() {
   await page.waitForURL(/\/rollouts\/(?!new)/);
   await page.getByRole("heading", { name: "Waves" }).waitFor();
   await page.locator(".head .badge", { hasText: /running|pending/ }).waitFor();
-  await page.waitForTimeout(2500);
-  await inspect("rollout-running");
+  await shoot("rollout-running");
 
+  // Paused at once: a small fleet may be through before everything is looked at.
   const act = async (button, reason, phase) => {
     here = button;
     await page.locator(".head").getByRole("button", { name: button }).click();

@@ -27,6 +27,19 @@ export function updateName(d: Device): "failed" | "converging" | "settled" {
   return "settled";
 }
 
+/** The same as the fleet's figures count it: a failed device may be converging too. */
+export function updateNames(d: Device): string[] {
+  const names: string[] = [];
+  if (d.failureClass !== "" || d.phase === "failed") names.push("failed");
+  if (d.state !== DeviceState.PENDING && !converged(d)) names.push("converging");
+  return names.length > 0 ? names : ["settled"];
+}
+
+/** A board's name without what all boards share. */
+export function hardwareLabel(hardware: string): string {
+  return hardware.replace(/^NVIDIA /, "").replace(/ (Engineering Reference )?Developer Kit/, "");
+}
+
 export function generation(g: Generation | undefined): string {
   return g === undefined ? "none" : `${g.epoch}.${g.counter}`;
 }

@@ -118,3 +118,8 @@ export function targetLabel(target: string): string {
   for (const [k, v] of map) parts.push(`${k} ${v}`);
   return parts.join(" · ");
 }
+
+/** Text that begins a line. */
+export function sentence(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}

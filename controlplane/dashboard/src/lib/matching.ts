@@ -3,7 +3,7 @@ import { useMemo } from "react";
 import type { Device } from "../gen/skein/fleet/v1/fleet_pb";
 import type { DeviceSearch, FacetKey } from "../router";
 import { facetKeys } from "../router";
-import { site, stateName, updateName } from "./device";
+import { site, stateName, updateNames } from "./device";
 import { fleet, maxLoaded } from "./fleet";
 import { releaseLabel } from "./format";
 import { useStore } from "./store";
@@ -11,11 +11,11 @@ import { explainError, fleetClient } from "./transport";
 
 const facetOf: Record<FacetKey, (d: Device) => string[]> = {
   state: (d) => [stateName(d)],
-  update: (d) => [updateName(d)],
-  target: (d) => [d.target || "none"],
+  update: updateNames,
+  target: (d) => [d.target || "unknown"],
   site: (d) => [site(d) || "none"],
   release: (d) => [releaseLabel(d.runningReleaseName, d.runningRelease) || "none"],
-  hardware: (d) => [d.hardware || "none"],
+  hardware: (d) => [d.hardware || "unknown"],
   condition: (d) => d.conditions.map((c) => c.name),
 };
 
@@ -31,7 +31,7 @@ export type Facets = Record<FacetKey, Map<string, number>>;
 export function selectorOf(search: DeviceSearch): string {
   const terms: string[] = [];
   for (const key of ["state", "site", "release", "hardware"] as const) {
-    const values = (search[key] ?? []).filter((v) => v !== "none" && !/[,()]/.test(v));
+    const values = (search[key] ?? []).filter((v) => v !== "none" && v !== "unknown" && !/[,()]/.test(v));
     if (values.length === 1) terms.push(`${key}=${values[0]}`);
     else if (values.length > 1) terms.push(`${key} in (${values.join(",")})`);
   }

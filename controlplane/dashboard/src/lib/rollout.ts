@@ -2,13 +2,14 @@ import type { Rollout, Wave } from "../gen/skein/rollout/v1/rollout_pb";
 import type { Share } from "../ui/basics";
 
 /** States of a device in a rollout, in the order in which they are drawn. */
-export const executionStates = ["healthy", "in-progress", "offered", "failed", "rolled-back", "queued", "withdrawn", "skipped"] as const;
+export const executionStates = ["healthy", "in-progress", "offered", "failed", "rolling-back", "rolled-back", "queued", "withdrawn", "skipped"] as const;
 
 export const executionFill: Record<string, string> = {
   healthy: "f-ok",
   "in-progress": "f-info",
   offered: "f-accent",
   failed: "f-bad",
+  "rolling-back": "f-warn",
   "rolled-back": "f-warn",
   queued: "f-queue",
   withdrawn: "f-void",

@@ -2,9 +2,9 @@ import { useQuery } from "@connectrpc/connect-query";
 import { Link, useParams, useSearch } from "@tanstack/react-router";
 import { useEffect, useRef, useState } from "react";
 import { type Device, FleetService, type Reading } from "../gen/skein/fleet/v1/fleet_pb";
-import { converged, generation, stateName, updateName } from "../lib/device";
+import { converged, generation, hardwareLabel, stateName, updateName } from "../lib/device";
 import { noteDevice } from "../lib/fleet";
-import { ms, plural, releaseLabel, shortDigest, targetLabel } from "../lib/format";
+import { ms, plural, releaseLabel, sentence, shortDigest, targetLabel } from "../lib/format";
 import { useTitle } from "../lib/hooks";
 import { keepStream, type StreamState } from "../lib/stream";
 import { fleetClient, isNotFound } from "../lib/transport";
@@ -94,7 +94,7 @@ function Head({ device: d }: { device: Device }) {
       <div className="stack tight">
         <nav className="crumbs" aria-label="Path"><Link to="/devices">Devices</Link><span aria-hidden="true">/</span><span className="clip">{d.labels.site || d.hardware || "device"}</span></nav>
         <div className="row wrap"><h1>{d.name || d.id}</h1><Badge word={stateName(d)} /><Badge word={updateName(d)} /></div>
-        <p className="sub">{[d.hardware, targetLabel(d.target)].filter(Boolean).join(" · ")}<span className="nowrap"> · seen <Ago at={d.lastSeen} /></span></p>
+        <p className="sub">{[hardwareLabel(d.hardware), targetLabel(d.target)].filter(Boolean).join(" · ")}<span className="nowrap"> · seen <Ago at={d.lastSeen} /></span></p>
       </div>
       <DeviceActions device={d} />
     </div>
@@ -119,7 +119,7 @@ function Explain({ device: d, change }: { device: Device; change: string }) {
   const tone = updateName(d) === "failed" ? "bad" : stateName(d) === "pending" || stateName(d) === "revoked" ? "warn" : updateName(d) === "converging" ? "info" : "ok";
   return (
     <Banner tone={tone}>
-      <strong>{explain.data?.summary || "Nothing to explain."}</strong>
+      <strong>{sentence(explain.data?.summary || "Nothing to explain.")}</strong>
       {(explain.data?.reasons.length ?? 0) > 0 && <ul>{explain.data?.reasons.map((r) => <li key={r}>{r}</li>)}</ul>}
     </Banner>
   );

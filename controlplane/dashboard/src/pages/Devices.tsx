@@ -3,7 +3,7 @@ import { createColumnHelper, createSortedRowModel, rowSortingFeature, type Sorti
 import { useWindowVirtualizer } from "@tanstack/react-virtual";
 import { type RefObject, useEffect, useMemo, useRef, useState } from "react";
 import type { Device } from "../gen/skein/fleet/v1/fleet_pb";
-import { site, stateName, updateName } from "../lib/device";
+import { hardwareLabel, site, stateName, updateName } from "../lib/device";
 import { fleet, loadDevices, maxLoaded, useDevices } from "../lib/fleet";
 import { count, ms, plural, releaseLabel, targetLabel } from "../lib/format";
 import { isTyping, useDebounced, useMedia, useTitle } from "../lib/hooks";
@@ -25,7 +25,7 @@ const columns = helper.columns([
   helper.accessor(stateName, { id: "state", header: "State", sortFn: byText(stateName), cell: (c) => <Badge word={stateName(c.row.original)} /> }),
   helper.accessor(updateName, { id: "update", header: "Update", sortFn: byText(updateName), cell: (c) => <UpdateCell device={c.row.original} /> }),
   helper.accessor((d) => releaseLabel(d.runningReleaseName, d.runningRelease), { id: "release", header: "Release", sortFn: byText((d) => d.runningReleaseName), cell: (c) => <ReleaseCell device={c.row.original} /> }),
-  helper.accessor((d) => d.hardware || targetLabel(d.target), { id: "hardware", header: "Hardware", sortFn: byText((d) => d.hardware || d.target), cell: (c) => <div className="clip muted" title={targetLabel(c.row.original.target)}>{c.row.original.hardware || targetLabel(c.row.original.target)}</div> }),
+  helper.accessor((d) => d.hardware || targetLabel(d.target), { id: "hardware", header: "Hardware", sortFn: byText((d) => d.hardware || d.target), cell: (c) => <div className="clip muted" title={`${c.row.original.hardware} · ${targetLabel(c.row.original.target)}`}>{hardwareLabel(c.row.original.hardware) || targetLabel(c.row.original.target)}</div> }),
   helper.accessor(site, { id: "site", header: "Site", sortFn: byText(site), cell: (c) => <div className="clip">{site(c.row.original) || <span className="muted">–</span>}</div> }),
   helper.accessor((d) => ms(d.lastSeen) ?? 0, { id: "seen", header: "Last seen", sortFn: (a, b) => (ms(b.original.lastSeen) ?? 0) - (ms(a.original.lastSeen) ?? 0), cell: (c) => <Ago at={c.row.original.lastSeen} /> }),
 ]);
@@ -102,7 +102,7 @@ export function Devices() {
           </button>
         )}
         {(!phone || open) && facetKeys.map((key) => (
-          <FacetMenu key={key} label={facetLabels[key]} options={facets[key]} chosen={search[key] ?? []} show={key === "target" ? targetLabel : undefined} onChange={(v) => change({ [key]: v.length > 0 ? v : undefined })} />
+          <FacetMenu key={key} label={facetLabels[key]} options={facets[key]} chosen={search[key] ?? []} show={key === "target" ? targetLabel : key === "hardware" ? hardwareLabel : undefined} onChange={(v) => change({ [key]: v.length > 0 ? v : undefined })} />
         ))}
         {filtered && (
           <button type="button" className="btn ghost" onClick={() => change({ q: undefined, ...Object.fromEntries(facetKeys.map((k) => [k, undefined])) })}>
@@ -239,7 +239,7 @@ function Card({ device: d, index, top, height, total }: { device: Device; index:
     <div className="card-row" role="listitem" aria-setsize={total} aria-posinset={index + 1} data-index={index} style={{ height, transform: `translateY(${top}px)` }}>
       <div className="row spread"><NameCell device={d} /><Badge word={stateName(d)} /></div>
       <div className="row spread"><ReleaseCell device={d} /><UpdateCell device={d} /></div>
-      <div className="row spread small muted"><span className="clip">{[site(d), d.hardware || targetLabel(d.target)].filter(Boolean).join(" · ")}</span><Ago at={d.lastSeen} /></div>
+      <div className="row spread small muted"><span className="clip">{[site(d), hardwareLabel(d.hardware) || targetLabel(d.target)].filter(Boolean).join(" · ")}</span><Ago at={d.lastSeen} /></div>
     </div>
   );
 }

@@ -82,7 +82,7 @@ export function Login() {
         </button>
         <div id="token-help" className="small muted stack">
           <p>
-            <strong>First start:</strong> skeind prints an admin token once, in its log and on the terminal.
+            <strong>First start:</strong> skeind prints the admin token and keeps it in <code>admin.token</code> in its data folder.
           </p>
           <p>
             <strong>Everyone else</strong> gets one from an admin:

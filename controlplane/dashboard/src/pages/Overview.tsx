@@ -3,6 +3,7 @@ import { Link } from "@tanstack/react-router";
 import type { ReactNode } from "react";
 import type { Count, FleetStatus } from "../gen/skein/fleet/v1/fleet_pb";
 import { type Rollout, RolloutService } from "../gen/skein/rollout/v1/rollout_pb";
+import { hardwareLabel } from "../lib/device";
 import { fleet } from "../lib/fleet";
 import { count, percent, plural, targetLabel } from "../lib/format";
 import { useTitle } from "../lib/hooks";
@@ -52,14 +53,14 @@ export function Overview() {
           </Panel>
         </div>
         <Panel title="Needs attention" className="c4" flush>
-          {status ? <Attention status={status} rollouts={open} /> : <div className="body"><Bones rows={2} /></div>}
+          {status ? <Attention status={status} rollouts={open} /> : <div className="body"><Bones rows={5} h={30} /></div>}
         </Panel>
       </div>
       <div className="cols">
         <Panel title="By release" className="c4"><Bars counts={status?.byRelease} total={status?.devices} facet="release" none="No release yet" /></Panel>
         <Panel title="By target" className="c4"><Bars counts={status?.byTarget} total={status?.devices} facet="target" label={targetLabel} none="No target known yet" /></Panel>
         <Panel title="By site" className="c4"><Bars counts={status?.bySite} total={status?.devices} facet="site" none="No device has a site label" /></Panel>
-        <Panel title="By hardware" className="c6"><Bars counts={status?.byHardware} total={status?.devices} facet="hardware" none="No hardware known yet" /></Panel>
+        <Panel title="By hardware" className="c6"><Bars counts={status?.byHardware} total={status?.devices} facet="hardware" label={hardwareLabel} none="No hardware known yet" /></Panel>
         <Panel title="Conditions" className="c6"><Bars counts={status?.byCondition} total={status?.devices} facet="condition" none="No device reports a condition" fill="f-warn" /></Panel>
       </div>
     </>
@@ -172,7 +173,7 @@ function OpenRollout({ rollout: r }: { rollout: Rollout }) {
 }
 
 function Bars({ counts, total, facet, label = (k) => k, none, fill = "f-accent" }: { counts: Count[] | undefined; total: number | undefined; facet: FacetKey; label?: (k: string) => string; none: string; fill?: string }) {
-  if (!counts) return <Bones rows={3} h={22} />;
+  if (!counts) return <Bones rows={5} h={32} />;
   const list = counts.filter((c) => c.count > 0).sort((a, b) => b.count - a.count);
   if (list.length === 0) return <p className="muted">{none}</p>;
   const whole = Math.max(1, total ?? 0, ...list.map((c) => c.count));

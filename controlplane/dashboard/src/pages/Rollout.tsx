@@ -1,7 +1,7 @@
 import { Link, useParams } from "@tanstack/react-router";
 import { useEffect, useMemo, useState } from "react";
 import type { Decision, DeviceExecution, Rollout } from "../gen/skein/rollout/v1/rollout_pb";
-import { count, plural, releaseLabel } from "../lib/format";
+import { count, plural, releaseLabel, sentence } from "../lib/format";
 import { useTitle } from "../lib/hooks";
 import { executionStates, isOpen, rolloutParts } from "../lib/rollout";
 import { keepStream, type StreamState } from "../lib/stream";
@@ -102,10 +102,10 @@ export function RolloutPage() {
 }
 
 function Why({ rollout: r, explain }: { rollout: Rollout; explain: { summary: string; reasons: string[] } | undefined }) {
-  const tone = r.phase === "paused" ? "warn" : r.phase === "aborted" || r.phase === "aborting" ? "bad" : r.phase === "succeeded" ? "ok" : "info";
+  const tone = r.phase === "paused" || r.phase === "rolled-back" ? "warn" : r.phase === "aborted" || r.phase === "aborting" ? "bad" : r.phase === "succeeded" ? "ok" : "info";
   return (
     <Banner tone={tone}>
-      <strong>{explain?.summary || r.reason || `The rollout is ${r.phase}.`}</strong>
+      <strong>{sentence(explain?.summary || r.reason || `The rollout is ${r.phase}.`)}</strong>
       {explain && explain.reasons.length > 0 && <ul>{explain.reasons.slice(0, 8).map((x) => <li key={x}>{x}</li>)}</ul>}
     </Banner>
   );
@@ -132,7 +132,7 @@ function Executions({ list, rollout: r }: { list: DeviceExecution[]; rollout: Ro
   const [shown, setShown] = useState(page);
   const counts = new Map<string, number>();
   for (const x of list) counts.set(x.state, (counts.get(x.state) ?? 0) + 1);
-  const order = (s: string) => ["failed", "rolled-back", "in-progress", "offered", "healthy"].indexOf(s) + 1 || 9;
+  const order = (s: string) => ["failed", "rolling-back", "rolled-back", "in-progress", "offered", "healthy"].indexOf(s) + 1 || 9;
   const rows = list.filter((x) => state === "" || x.state === state).sort((a, b) => order(a.state) - order(b.state) || a.deviceName.localeCompare(b.deviceName, "en", { numeric: true }));
   return (
     <Panel title="Devices" flush tail={

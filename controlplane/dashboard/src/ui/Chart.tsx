@@ -84,7 +84,7 @@ export function Chart({ title, unit, lines, from, to, digits = 1, max, note }: P
           { ...axis, size: 28, space: 70, values: [[86400, "{DD} {MMM}", null, null, null, null, null, null, 1], [3600, "{HH}:{mm}", "\n{DD} {MMM}", null, "\n{DD} {MMM}", null, null, null, 1], [60, "{HH}:{mm}", null, null, null, null, null, null, 1], [1, "{HH}:{mm}:{ss}", null, null, null, null, null, null, 1]] },
           { ...axis, size: 46, space: 34 },
         ],
-        series: [{}, ...labels.split("\n").map((label, i) => ({ label, stroke: colour(`--c${(i % 8) + 1}`), width: 1.6, spanGaps: true, points: { show: false } }))],
+        series: [{}, ...labels.split("\n").map((label, i) => ({ label, stroke: colour(`--c${(i % 8) + 1}`), width: 1.6, spanGaps: true, points: { size: 4 } }))],
         hooks: { setCursor: [(self) => setAt(self.cursor.idx ?? null)] },
       },
       latest.current,

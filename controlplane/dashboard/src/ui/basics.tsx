@@ -36,6 +36,8 @@ const tones: Record<string, { tone: Tone; icon: IconName }> = {
   "in-progress": { tone: "info", icon: "spin" },
   healthy: { tone: "ok", icon: "check" },
   "rolled-back": { tone: "warn", icon: "undo" },
+  "rolling-back": { tone: "warn", icon: "undo" },
+  stopped: { tone: "off", icon: "stop" },
   withdrawn: { tone: "off", icon: "cross" },
   skipped: { tone: "off", icon: "cross" },
   allowed: { tone: "ok", icon: "check" },

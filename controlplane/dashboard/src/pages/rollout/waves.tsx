@@ -34,11 +34,12 @@ function WaveItem({ wave: w, index, rollout: r, executions, onDone }: { wave: Wa
   const now = useNow();
   const [asking, setAsking] = useState(false);
   const may = useMay("operator");
-  const state = w.state || "waiting";
+  const state = !isOpen(r) && ["running", "soaking"].includes(w.state) ? "stopped" : w.state || "waiting";
   const started = ms(w.started);
   const ended = ms(w.ended);
   const settled = w.healthy + w.failed + w.rolledBack;
-  const waits = isOpen(r) && (state === "inconclusive" || (w.verdict.startsWith("pass") && state !== "passed" && index === r.currentWave));
+  const manual = approvalOf(r, index) === "manual" && w.verdict === "pass" && index === r.currentWave && index < r.waves.length - 1;
+  const waits = isOpen(r) && (state === "inconclusive" || manual);
   const tone = toneOf(state);
   return (
     <li className="wave">
@@ -72,6 +73,13 @@ function WaveItem({ wave: w, index, rollout: r, executions, onDone }: { wave: Wa
   );
 }
 
+/** Who lets the wave after this one start, as the spec says. */
+function approvalOf(r: Rollout, wave: number): unknown {
+  const waves = r.spec?.waves;
+  const spec = Array.isArray(waves) ? (waves[wave] as { gate?: { approval?: unknown } } | undefined) : undefined;
+  return spec?.gate?.approval;
+}
+
 function Cells({ wave: w, executions }: { wave: Wave; executions: DeviceExecution[] }) {
   const order = (s: string) => (executionStates as readonly string[]).indexOf(s);
   const sorted = [...executions].sort((a, b) => order(a.state) - order(b.state) || a.device.localeCompare(b.device));
@@ -82,7 +90,7 @@ function Cells({ wave: w, executions }: { wave: Wave; executions: DeviceExecutio
   return (
     <div className="cells" role="img" aria-label={`Devices of wave ${w.name}: ${text}${rest > 0 ? `, ${rest} not drawn` : ""}`}>
       {sorted.map((x) => (
-        <span key={x.device} className={`${executionFill[x.state] ?? "f-queue"} ${x.state === "in-progress" ? "moving" : ""}`} title={`${x.deviceName || x.device}: ${x.state}${x.message ? `, ${x.message}` : ""}`} />
+        <span key={x.device} className={`${executionFill[x.state] ?? "f-queue"} ${["in-progress", "rolling-back"].includes(x.state) ? "moving" : ""}`} title={`${x.deviceName || x.device}: ${x.state}${x.message ? `, ${x.message}` : ""}`} />
       ))}
       {Array.from({ length: rest }, (_, i) => <span key={i} className="f-queue" title="queued" />)}
     </div>
