@@ -57,8 +57,8 @@ func (m manifests) Tags(ctx context.Context, name string) ([]string, error) {
 	return m.s.catalog.Tags(ctx, name)
 }
 
-// grants lets a device read the blobs of the releases that it should run or
-// says it runs.
+// grants lets a device read the blobs of the releases that it should run, says
+// it runs, or was told to run before it learns of a change.
 type grants struct{ s *Server }
 
 var errNotGranted = errors.New("no release of this device contains the blob")
@@ -68,7 +68,7 @@ func (g grants) MayRead(_ context.Context, device string, d ota.Digest) error {
 	if err != nil {
 		return err
 	}
-	for _, r := range []ota.Digest{v.WantedRelease, v.Running} {
+	for _, r := range []ota.Digest{v.WantedRelease, v.Running, v.WantedBefore} {
 		if r != "" && g.s.catalog.Contains(v.Tenant, r, d) {
 			return nil
 		}

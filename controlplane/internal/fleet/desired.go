@@ -51,8 +51,9 @@ func (f *Fleet) SetDesiredAll(ctx context.Context, tenant string, intents []Inte
 
 // made is a new desired state that is not durable yet.
 type made struct {
-	tw  *twin
-	row store.Desired
+	tw       *twin
+	row      store.Desired
+	confirms bool // a generation from the future
 }
 
 // make renders and signs the next desired state of a device, or returns nil
@@ -62,18 +63,35 @@ func (f *Fleet) make(ctx context.Context, tenant string, in Intent, params []sto
 	if tw == nil {
 		return nil, fmt.Errorf("%w: %s", ErrUnknownDevice, in.Device)
 	}
+	return f.makeFrom(ctx, tw, tw.basis(), in, params, anew)
+}
+
+// basis is what the next desired state of a device is made from. A change of
+// the record that is not durable yet is made on a copy of it.
+type basis struct {
+	dev    store.Device
+	held   wire.Generation
+	wanted *store.Desired
+	future bool
+}
+
+func (tw *twin) basis() basis {
 	tw.mu.Lock()
-	dev, held, wanted, future := tw.dev, tw.held.Generation, tw.wanted, tw.fromFuture
-	tw.mu.Unlock()
+	defer tw.mu.Unlock()
+	return basis{tw.dev, tw.held.Generation, tw.wanted, tw.fromFuture}
+}
+
+func (f *Fleet) makeFrom(ctx context.Context, tw *twin, b basis, in Intent, params []store.Parameter, anew bool) (*made, error) {
+	dev, held, wanted := b.dev, b.held, b.wanted
 	switch {
 	case dev.State == store.DeviceRevoked:
 		return nil, fmt.Errorf("%w: %s", ErrRevoked, dev.ID)
 	case dev.State == store.DevicePending:
 		return nil, fmt.Errorf("%w: %s", ErrPending, dev.ID)
-	case future:
+	case b.future:
 		return nil, fmt.Errorf("%w: %s holds %s", ErrFromFuture, dev.ID, held)
 	}
-	d := wire.Desired{Device: dev.ID, Tenant: tenant, RollbackAllowed: in.RollbackAllowed, Rollout: in.Rollout}
+	d := wire.Desired{Device: dev.ID, Tenant: tw.tenant, RollbackAllowed: in.RollbackAllowed, Rollout: in.Rollout}
 	paramsDigest, err := f.render(ctx, &d, dev, in.Release, params)
 	if err != nil {
 		return nil, err
@@ -97,7 +115,7 @@ func (f *Fleet) make(ctx context.Context, tenant string, in Intent, params []sto
 		return nil, fmt.Errorf("%w: desired state of %s is %d bytes, the link carries %d: shorten the parameters", ErrParameter, dev.ID, len(signed), wire.MaxMessage)
 	}
 	sum := sha256.Sum256(payload)
-	return &made{tw, store.Desired{Tenant: tenant, Device: dev.ID, Generation: d.Generation, Release: string(in.Release),
+	return &made{tw: tw, row: store.Desired{Tenant: tw.tenant, Device: dev.ID, Generation: d.Generation, Release: string(in.Release),
 		RollbackAllowed: in.RollbackAllowed, Rollout: in.Rollout, Payload: signed, Digest: sum[:], ParamsDigest: paramsDigest, Expires: expires}}, nil
 }
 
@@ -175,7 +193,11 @@ func (f *Fleet) keep(ctx context.Context, all []made, extra func(*store.Tx) erro
 	}
 	for _, m := range all {
 		m.tw.mu.Lock()
+		if w := m.tw.wanted; w != nil && w.Release != m.row.Release {
+			m.tw.before = ota.Digest(w.Release)
+		}
 		m.tw.wanted, m.tw.sendAfter = &m.row, time.Time{}
+		m.tw.fromFuture = m.tw.fromFuture && !m.confirms
 		m.tw.mu.Unlock()
 		f.metrics.generations.Inc()
 		f.notify(m.row.Device)
@@ -223,27 +245,25 @@ func (f *Fleet) ConfirmGeneration(ctx context.Context, tenant, device string) (V
 	if tw == nil {
 		return View{}, fmt.Errorf("%w: %s", ErrUnknownDevice, device)
 	}
-	tw.mu.Lock()
-	if !tw.fromFuture {
-		tw.mu.Unlock()
+	b := tw.basis()
+	if !b.future {
 		return View{}, fmt.Errorf("%w: device %s holds no generation from the future, there is nothing to confirm", ErrInvalid, device)
 	}
-	tw.fromFuture = false
-	row, err := tw.row()
-	w := tw.wanted
-	tw.mu.Unlock()
-	var m *made
-	if err == nil {
-		m, err = f.make(ctx, tenant, intentOf(w, device), f.params[tenant], true)
-	}
-	if err == nil {
-		store.Note(ctx, device, map[string]any{"from_future": true, "held": row.Held.Generation.String()}, map[string]any{"generation": m.row.Generation.String()})
-		err = f.keep(ctx, []made{*m}, func(tx *store.Tx) error { return tx.PutTwins(ctx, []store.Twin{row}) })
-	}
+	b.future = false
+	m, err := f.makeFrom(ctx, tw, b, intentOf(b.wanted, device), f.params[tenant], true)
 	if err != nil {
-		tw.mu.Lock()
-		tw.fromFuture = true
-		tw.mu.Unlock()
+		return View{}, err
+	}
+	tw.mu.Lock()
+	row, err := tw.row()
+	tw.mu.Unlock()
+	if err != nil {
+		return View{}, err
+	}
+	row.FromFuture = false
+	store.Note(ctx, device, map[string]any{"from_future": true, "held": b.held.String()}, map[string]any{"generation": m.row.Generation.String()})
+	m.confirms = true
+	if err := f.keep(ctx, []made{*m}, func(tx *store.Tx) error { return tx.PutTwins(ctx, []store.Twin{row}) }); err != nil {
 		return View{}, err
 	}
 	return f.Get(tenant, device)

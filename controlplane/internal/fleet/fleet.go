@@ -163,6 +163,7 @@ type twin struct {
 	held       wire.Held
 	fromFuture bool
 	wanted     *store.Desired // never changed in place
+	before     ota.Digest     // release wanted before that one; for grants, not durable
 	sentAt     time.Time
 	sendAfter  time.Time
 

@@ -49,6 +49,7 @@ type View struct {
 	// What it should run.
 	Wanted              wire.Generation // zero: nothing was ever wanted
 	WantedRelease       ota.Digest      // empty: nothing
+	WantedBefore        ota.Digest      // what a device that has not converged may still be fetching
 	WantedParamsDigest  []byte
 	WantedRollbackAllow bool
 	Rollout             string
@@ -97,6 +98,9 @@ func (tw *twin) view() View {
 	if w := tw.wanted; w != nil {
 		v.Wanted, v.WantedRelease, v.Rollout = w.Generation, ota.Digest(w.Release), w.Rollout
 		v.WantedParamsDigest, v.WantedRollbackAllow = w.ParamsDigest, w.RollbackAllowed
+		if !v.Converged {
+			v.WantedBefore = tw.before
+		}
 	}
 	if r := tw.reported; r != nil { // a stored report is never changed, only replaced
 		v.Reported = true

@@ -167,7 +167,7 @@ type Rollout struct {
 	Spec        *structpb.Struct       `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
 	Release     string                 `protobuf:"bytes,4,opt,name=release,proto3" json:"release,omitempty"`
 	ReleaseName string                 `protobuf:"bytes,5,opt,name=release_name,json=releaseName,proto3" json:"release_name,omitempty"`
-	// pending, running, paused, aborting, aborted, succeeded.
+	// pending, running, paused, aborting, aborted, rolled-back, succeeded.
 	Phase       string                 `protobuf:"bytes,6,opt,name=phase,proto3" json:"phase,omitempty"`
 	Reason      string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
 	CurrentWave int32                  `protobuf:"varint,8,opt,name=current_wave,json=currentWave,proto3" json:"current_wave,omitempty"`
