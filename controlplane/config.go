@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"regexp"
+	"time"
 )
 
 // Config of a Server. The zero value of a field means the default that
@@ -32,6 +33,9 @@ type Config struct {
 	// Restored says that the data folder came back from a backup: the epoch of
 	// all generations is raised once, at this start.
 	Restored bool `json:"-"`
+	// Resend is the pause between two sendings of the same desired state to a
+	// device that does not take it; 0 means 30 s.
+	Resend time.Duration `json:"-"`
 	// Version is shown to people.
 	Version string `json:"-"`
 }

@@ -111,7 +111,7 @@ func (s *Server) wireParts(context.Context) (err error) {
 		return err
 	}
 	s.fleet, err = fleet.New(fleet.Config{Store: s.db, Releases: s.catalog, Telemetry: s.series, Director: signer{director}, Vault: v,
-		Logger: s.logger, Registry: s.registry})
+		Logger: s.logger, Registry: s.registry, Resend: s.cfg.Resend})
 	if err != nil {
 		return err
 	}
