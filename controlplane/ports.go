@@ -259,5 +259,8 @@ func (s *Server) deviceTLS() *tls.Config {
 
 func (s *Server) identify(cs tls.ConnectionState) (id, error) {
 	p, err := s.ca.Verify(cs.PeerCertificates, s.now(), false)
-	return id{Tenant: p.Tenant, Device: p.Device}, err
+	if err != nil {
+		return id{}, err
+	}
+	return id{Tenant: p.Tenant, Device: p.Device, NotAfter: p.Leaf.NotAfter}, nil
 }

@@ -45,8 +45,12 @@ type Handler interface {
 	Noticed(ctx context.Context, tenant, device, kind, message, attack string) error
 }
 
-// Identity is who a connection belongs to, by its certificate.
-type Identity struct{ Tenant, Device string }
+// Identity is who a connection belongs to, by its certificate. The session
+// ends with the certificate; a zero NotAfter means never.
+type Identity struct {
+	Tenant, Device string
+	NotAfter       time.Time
+}
 
 // Config of a Broker. Handler and Identify are required.
 type Config struct {
@@ -220,6 +224,9 @@ func (b *Broker) serve(c *conn) {
 	}
 	b.conns[c] = struct{}{}
 	b.mu.Unlock()
+	if !c.id.NotAfter.IsZero() {
+		defer time.AfterFunc(time.Until(c.id.NotAfter), func() { _ = c.Close() }).Stop()
+	}
 	_ = c.SetReadDeadline(time.Now().Add(b.cfg.FirstRead))
 	err := b.server.EstablishConnection("device", c)
 	_ = c.Close()

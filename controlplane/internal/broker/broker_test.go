@@ -137,7 +137,7 @@ func pair(t *testing.T, b *Broker, device string) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go b.Attach(far, Identity{"t", device})
+	go b.Attach(far, Identity{Tenant: "t", Device: device})
 	t.Cleanup(func() { _ = near.Close() })
 	return near
 }
@@ -192,6 +192,19 @@ func TestSilentPeerIsCutOff(t *testing.T) {
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !strings.Contains(err.Error(), "reset") {
 		t.Errorf("a peer that never speaks: %v", err)
 	}
+}
+
+func TestSessionEndsWithItsCertificate(t *testing.T) {
+	b, h := newBroker(t, Config{})
+	near, far := net.Pipe()
+	defer near.Close()
+	go b.Attach(far, Identity{Tenant: "t", Device: deviceA, NotAfter: time.Now().Add(200 * time.Millisecond)})
+	write(t, near, connectPacket(t, deviceA))
+	read(t, near, 4)
+	if _, err := near.Read(make([]byte, 1)); err == nil {
+		t.Error("the session outlives its certificate")
+	}
+	h.until(t, "end of the session", func() bool { return h.sessions[deviceA] == 0 })
 }
 
 // TestStuckPeerHoldsNobodyUp subscribes, keeps pinging and never reads. It is

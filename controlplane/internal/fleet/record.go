@@ -130,26 +130,35 @@ func splitNumber(s string) (prefix, digits string) {
 	return prefix, strings.TrimLeft(s[len(prefix):], "0")
 }
 
-// edit changes the record of one device, durably, and gives it to the twin.
-// The caller holds change.
+// edit changes the record of one device, durably, and gives it to the twin. A
+// record that changes what the parameters render to makes a new desired state
+// in the same transaction. The caller holds change.
 func (f *Fleet) edit(ctx context.Context, tenant, id string, change func(*store.Device) error) (View, error) {
 	tw := f.find(tenant, id)
 	if tw == nil {
 		return View{}, fmt.Errorf("%w: %s", ErrUnknownDevice, id)
 	}
-	tw.mu.Lock()
-	before := tw.dev
-	tw.mu.Unlock()
-	after := before
-	after.Labels, after.Capabilities = maps.Clone(before.Labels), slices.Clone(before.Capabilities)
-	if err := change(&after); err != nil {
+	b := tw.basis()
+	before := record(b.dev)
+	b.dev.Labels, b.dev.Capabilities = maps.Clone(b.dev.Labels), slices.Clone(b.dev.Capabilities)
+	if err := change(&b.dev); err != nil {
 		return View{}, err
 	}
-	store.Note(ctx, id, record(before), record(after))
-	if err := f.cfg.Store.Update(ctx, func(tx *store.Tx) error { return tx.PutDevice(ctx, after) }); err != nil {
+	var all []made
+	if b.wanted != nil && b.wanted.Release != "" && b.dev.State == store.DeviceActive && !b.future {
+		m, err := f.makeFrom(ctx, tw, b, intentOf(b.wanted, id), f.params[tenant], false)
+		if err != nil {
+			return View{}, err
+		}
+		if m != nil {
+			all = append(all, *m)
+		}
+	}
+	store.Note(ctx, id, before, record(b.dev))
+	if err := f.keep(ctx, all, func(tx *store.Tx) error { return tx.PutDevice(ctx, b.dev) }); err != nil {
 		return View{}, err
 	}
-	if _, err := f.add(after, time.Time{}); err != nil {
+	if _, err := f.add(b.dev, time.Time{}); err != nil {
 		return View{}, err
 	}
 	f.touched(tw)
@@ -247,7 +256,7 @@ func (f *Fleet) Label(ctx context.Context, tenant, id string, e Edit) (View, err
 	}
 	f.change.Lock()
 	defer f.change.Unlock()
-	if _, err := f.edit(ctx, tenant, id, func(d *store.Device) error {
+	return f.edit(ctx, tenant, id, func(d *store.Device) error {
 		maps.Copy(d.Labels, e.Set)
 		for _, k := range e.Remove {
 			delete(d.Labels, k)
@@ -257,30 +266,7 @@ func (f *Fleet) Label(ctx context.Context, tenant, id string, e Edit) (View, err
 		d.Capabilities = slices.Compact(d.Capabilities)
 		d.Name = cmp.Or(e.Name, d.Name)
 		return nil
-	}); err != nil {
-		return View{}, err
-	}
-	if err := f.rerender(ctx, tenant, id); err != nil {
-		return View{}, err
-	}
-	return f.Get(tenant, id)
-}
-
-// rerender makes a new desired state when the record of a device changed what
-// its parameters are. The caller holds change.
-func (f *Fleet) rerender(ctx context.Context, tenant, id string) error {
-	tw := f.find(tenant, id)
-	tw.mu.Lock()
-	w, ready := tw.wanted, tw.dev.State == store.DeviceActive && !tw.fromFuture
-	tw.mu.Unlock()
-	if w == nil || !ready {
-		return nil
-	}
-	m, err := f.make(ctx, tenant, intentOf(w, id), f.params[tenant], false)
-	if err != nil || m == nil {
-		return err
-	}
-	return f.keep(ctx, []made{*m}, nil)
+	})
 }
 
 // Replace gives name, labels, capabilities, parameters and release of an old
@@ -292,12 +278,8 @@ func (f *Fleet) Replace(ctx context.Context, tenant, oldID, newID string) (View,
 	if from == nil || to == nil || from == to {
 		return View{}, fmt.Errorf("%w: %s by %s: want two devices", ErrUnknownDevice, oldID, newID)
 	}
-	from.mu.Lock()
-	old, wanted := from.dev, from.wanted
-	from.mu.Unlock()
-	to.mu.Lock()
-	fresh := to.dev
-	to.mu.Unlock()
+	was, b := from.basis(), to.basis()
+	old, fresh := was.dev, b.dev
 	if fresh.State != store.DeviceActive {
 		return View{}, fmt.Errorf("%w: new device %s is %s, want it enrolled", ErrInvalid, newID, fresh.State)
 	}
@@ -316,8 +298,20 @@ func (f *Fleet) Replace(ctx context.Context, tenant, oldID, newID string) (View,
 		}
 	}
 	store.Note(ctx, newID, []any{beforeOld, beforeNew}, []any{record(old), record(fresh)})
+	var all []made
+	if was.wanted != nil {
+		// A replacement holds no older release, so rolling back is no question.
+		b.dev = fresh
+		m, err := f.makeFrom(ctx, to, b, Intent{Device: newID, Release: intentOf(was.wanted, oldID).Release}, params, false)
+		if err != nil {
+			return View{}, err
+		}
+		if m != nil {
+			all = append(all, *m)
+		}
+	}
 	now := f.cfg.Now()
-	err := f.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+	err := f.keep(ctx, all, func(tx *store.Tx) error {
 		for _, d := range []store.Device{old, fresh} {
 			if err := tx.PutDevice(ctx, d); err != nil {
 				return err
@@ -344,18 +338,6 @@ func (f *Fleet) Replace(ctx context.Context, tenant, oldID, newID string) (View,
 		f.touched(tw)
 	}
 	f.kick(oldID)
-	if wanted != nil {
-		// A replacement holds no older release, so rolling back is no question.
-		m, err := f.make(ctx, tenant, Intent{Device: newID, Release: intentOf(wanted, oldID).Release}, params, false)
-		if err != nil {
-			return View{}, fmt.Errorf("device %s is replaced, its release is not assigned: %w", oldID, err)
-		}
-		if m != nil {
-			if err := f.keep(ctx, []made{*m}, nil); err != nil {
-				return View{}, err
-			}
-		}
-	}
 	return f.Get(tenant, newID)
 }
 
