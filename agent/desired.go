@@ -69,9 +69,6 @@ const (
 // acceptLoop verifies what comes down. What needs the network and cannot have
 // it is tried again with jitter, until something newer comes.
 func (a *Agent) acceptLoop(ctx context.Context) error {
-	if err := a.resumeDesired(); err != nil {
-		return err
-	}
 	var pending []byte
 	var refused string // digest and class of the last refusal, told once
 	tries := 0
@@ -140,8 +137,8 @@ func (a *Agent) refuse(err error) {
 	a.board.Set(health.TrustRefused, health.Critical, class+": "+err.Error())
 }
 
-// verified is refused for a reason that does not put the director's signature
-// in doubt: the device can say which release it refuses.
+// refusedRelease is refused for a reason that does not put the director's
+// signature in doubt: the device can say which release it refuses.
 type refusedRelease struct {
 	d   wire.Desired
 	err error
@@ -346,12 +343,6 @@ func (a *Agent) agrees(i *state.Install) error {
 		return &trust.Attack{Class: trust.ClassDisagreement, Err: fmt.Errorf("%s: the image repository lists %s of %d bytes, counter %d, the desired state says %s of %d bytes, counter %d",
 			i.TUFTarget, info.Digest.Short(), info.Length, info.Custom.Counter, i.Release.Short(), i.Length, i.Counter)}
 	}
-	return nil
-}
-
-// resumeDesired wakes the reconciler for what was accepted before the start.
-func (a *Agent) resumeDesired() error {
-	a.wakeReconcile.set()
 	return nil
 }
 

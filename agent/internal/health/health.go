@@ -155,7 +155,7 @@ func (b *Board) NextEvent() (wire.Event, bool) {
 func (b *Board) TookEvent(e wire.Event) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.events) > 0 && b.events[0].Time == e.Time && b.events[0].Message == e.Message && b.events[0].Step == e.Step {
+	if len(b.events) > 0 && b.events[0].ID == e.ID {
 		b.events = slices.Delete(b.events, 0, 1)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
+	"github.com/eclipse/paho.mqtt.golang/packets"
 
 	"github.com/skein-fleet/skein/agent/internal/pki"
 	"github.com/skein-fleet/skein/proto/wire"
@@ -154,8 +155,13 @@ func (m *MQTT) connection(ctx context.Context, h Handler, number uint64) error {
 	}
 	s.client = mqtt.NewClient(o)
 	// Ends by itself: the dialled connection carries a deadline.
-	if err := waitToken(context.WithoutCancel(ctx), s.client.Connect(), 2*connectTimeout); err != nil {
-		return fmt.Errorf("connect to %s: %w", m.opts.Address, conn.explain(err))
+	token := s.client.Connect()
+	if err := waitToken(context.WithoutCancel(ctx), token, 2*connectTimeout); err != nil {
+		err = conn.explain(err)
+		if t, ok := token.(*mqtt.ConnectToken); ok && denied(t.ReturnCode()) && !errors.Is(err, ErrRefused) {
+			err = fmt.Errorf("%w: %w", ErrRefused, err)
+		}
+		return fmt.Errorf("connect to %s: %w", m.opts.Address, err)
 	}
 	defer s.client.Disconnect(100)
 	if err := m.subscribe(ctx, s); err != nil {
@@ -238,6 +244,12 @@ func (m *MQTT) dial(ctx context.Context) (*watchedConn, error) {
 		return nil, fmt.Errorf("TLS handshake: %w", err)
 	}
 	return &watchedConn{Conn: c, raw: raw}, nil
+}
+
+// denied reports whether a CONNACK says that the broker does not let this
+// device in: its id, or the device behind its certificate, is not accepted.
+func denied(code byte) bool {
+	return code == packets.ErrRefusedIDRejected || code == packets.ErrRefusedBadUsernameOrPassword || code == packets.ErrRefusedNotAuthorised
 }
 
 func (m *MQTT) subscribe(ctx context.Context, s *session) error {
