@@ -136,12 +136,16 @@ func (g *Guard) Check(ctx context.Context, token string) (Principal, error) {
 	return Principal{c}, nil
 }
 
-// tokenOf takes the bearer token, or the dashboard's cookie.
+// tokenOf takes the bearer token, the password of basic authentication, which
+// is all that OCI clients know, or the dashboard's cookie.
 func tokenOf(h http.Header) string {
 	if bearer, ok := strings.CutPrefix(h.Get("Authorization"), "Bearer "); ok {
 		return strings.TrimSpace(bearer)
 	}
 	r := http.Request{Header: h}
+	if _, password, ok := r.BasicAuth(); ok {
+		return password
+	}
 	if c, err := r.Cookie(CookieName); err == nil {
 		return c.Value
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -24,6 +25,9 @@ func (g *Guard) Protect(read, write Role, next http.Handler) http.Handler {
 		}
 		ctx, rec, err := g.enter(r.Context(), r.Header, r.Method+" "+r.URL.Path, rule, true)
 		if err != nil {
+			if strings.HasPrefix(r.URL.Path, "/v2/") { // OCI clients look up where to get bearer tokens; ours come from elsewhere
+				w.Header().Set("WWW-Authenticate", `Basic realm="skein"`)
+			}
 			fail(w, err)
 			return
 		}
@@ -58,7 +62,9 @@ func fail(w http.ResponseWriter, err error) {
 	w.Header().Set("Cache-Control", "no-store")
 	switch {
 	case errors.Is(err, ErrUnauthenticated):
-		w.Header().Set("WWW-Authenticate", `Bearer realm="skein"`)
+		if w.Header().Get("WWW-Authenticate") == "" {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="skein"`)
+		}
 		http.Error(w, err.Error(), http.StatusUnauthorized)
 	case errors.Is(err, ErrDenied):
 		http.Error(w, err.Error(), http.StatusForbidden)
