@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -27,7 +28,7 @@ import (
 
 type runOptions struct {
 	state, socket, runtime    string
-	server                    []string
+	modelCommand              string
 	heartbeat, sample, blocks time.Duration
 	soakEvery, loadTimeout    time.Duration
 	spoolMiB                  int64
@@ -41,7 +42,7 @@ func runCommand(s streams) *cobra.Command {
 	var o runOptions
 	c := &cobra.Command{
 		Use: "run", Short: "Run the agent until it is stopped", Args: noArgs,
-		Long: "Run the agent until it is stopped.\n\nModel servers are started with --model-server, once for each word of the command, in which\n" +
+		Long: "Run the agent until it is stopped.\n\nModel servers are started with --model-command, whose words are parted by blanks and in which\n" +
 			"{addr} {dir} {model-file} {model} {version} {id} are replaced. A server that cannot ever load its\nmodel exits with 65, one without memory with 71.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return runAgent(cmd.Context(), s, o) },
 	}
@@ -49,7 +50,7 @@ func runCommand(s streams) *cobra.Command {
 	f.StringVar(&o.state, "state", "/var/lib/skein-agent", "folder for identity, releases and telemetry")
 	f.StringVar(&o.socket, "socket", defaultSocket, "unix socket for status, explain and logs; empty for none")
 	f.StringVar(&o.runtime, "runtime", "process", "process, or mock for a device without a model server")
-	f.StringArrayVar(&o.server, "model-server", nil, "command of a model server, one word each time")
+	f.StringVar(&o.modelCommand, "model-command", "", "command that serves a model over KServe v2, as \"server --addr {addr} --dir {dir}\"")
 	f.DurationVar(&o.heartbeat, "heartbeat", 10*time.Minute, "longest time between two reports")
 	f.DurationVar(&o.sample, "sample-every", time.Second, "time between two samples")
 	f.DurationVar(&o.blocks, "block-every", time.Minute, "time between two blocks of telemetry")
@@ -167,9 +168,9 @@ func newRuntime(o runOptions, log *slog.Logger) (runtime.Runtime, func() error, 
 	case "mock":
 		return mock.New(mock.Options{}), func() error { return nil }, nil
 	case "process":
-		rt, err := process.New(process.Options{Command: o.server, Logger: log})
+		rt, err := process.New(process.Options{Command: strings.Fields(o.modelCommand), Logger: log})
 		if err != nil {
-			return nil, nil, fmt.Errorf("%w: %w: give --model-server, or --runtime mock", errUsage, err)
+			return nil, nil, fmt.Errorf("%w: %w: give --model-command, or --runtime mock", errUsage, err)
 		}
 		return rt, rt.Close, nil
 	}
