@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -24,6 +25,7 @@ import (
 	"github.com/skein-fleet/skein/proto/gen/skein/audit/v1/auditv1connect"
 	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
 	releasev1 "github.com/skein-fleet/skein/proto/gen/skein/release/v1"
+	"github.com/skein-fleet/skein/proto/wire"
 	"github.com/skein-fleet/skein/sim/meter"
 	"github.com/skein-fleet/skein/sim/operator"
 )
@@ -193,7 +195,8 @@ func (s *server) release(name string, v version) *releasev1.Release {
 	if targets == nil {
 		targets = []string{testTarget}
 	}
-	r, err := s.op.Release(s.t.Context(), &releasev1.CreateReleaseRequest{Name: "meter", Version: name, Model: model, Targets: targets})
+	r, err := s.op.Release(s.t.Context(), &releasev1.CreateReleaseRequest{Name: "meter", Version: name, Model: model, Targets: targets,
+		Parameters: []*releasev1.ParameterDeclaration{{Key: "note", Type: "string", Default: "none"}}})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -215,6 +218,22 @@ func (s *server) tryAssign(device, name string) error {
 	}
 	_, err := s.op.Fleet.AssignRelease(s.t.Context(), &fleetv1.AssignReleaseRequest{Device: device, Release: release})
 	return err
+}
+
+// note changes a parameter of the device, which is an honest update to the
+// same release, and waits until the device runs with it.
+func (s *server) note(d *device, text string) {
+	s.t.Helper()
+	_, err := s.op.Fleet.SetParameters(s.t.Context(), &fleetv1.SetParametersRequest{
+		Set: []*fleetv1.Parameter{{Scope: fleetv1.ParameterScope_PARAMETER_SCOPE_DEVICE, Subject: d.id, Key: "note", Value: text}}})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	want := s.get(d.id)
+	until(s.t, "the device to take an honest parameter", func() bool {
+		st := d.status()
+		return st.Held.Counter == want.GetDesiredGeneration().GetCounter() && st.Phase == wire.PhaseIdle && hex.EncodeToString(st.ParamsDigest) == strings.TrimPrefix(want.GetDesiredParametersDigest(), "sha256:")
+	})
 }
 
 // get is what the control plane says of a device.
