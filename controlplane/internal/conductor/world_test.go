@@ -61,7 +61,7 @@ func newWorld(t testing.TB, devices int) *world {
 		w.order = append(w.order, id)
 		w.dev[id] = &fleet.View{Tenant: tenant, ID: id, Name: "jetson-" + id, Target: targets[i%2], State: fleet.Online, Online: true, LastSeen: w.now,
 			Reported: true, Converged: true, Running: digest("m@1"), WantedRelease: digest("m@1"), Wanted: wire.Generation{Epoch: 1, Counter: 1},
-			Held: wire.Generation{Epoch: 1, Counter: 1}, Phase: wire.PhaseIdle, HighestCounter: 1}
+			Held: wire.Generation{Epoch: 1, Counter: 1}, ReportedHeld: wire.Generation{Epoch: 1, Counter: 1}, Phase: wire.PhaseIdle, HighestCounter: 1}
 	}
 	w.restart()
 	return w
@@ -132,8 +132,11 @@ func (w *world) live() {
 		}
 		v.LastSeen = w.now
 		if !v.Converged {
-			v.Converged, v.Held = true, v.Wanted
-			v.Phase = wire.PhaseIdle
+			v.Converged, v.Held = true, v.Wanted // a heartbeat; the report comes later
+			continue
+		}
+		if v.ReportedHeld != v.Held {
+			v.ReportedHeld, v.Phase = v.Held, wire.PhaseIdle
 			continue
 		}
 		if v.Running == v.WantedRelease && v.Phase != wire.PhaseUpdating || v.Phase == wire.PhaseFailed {

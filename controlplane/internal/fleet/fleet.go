@@ -168,7 +168,8 @@ type twin struct {
 	sendAfter  time.Time
 
 	reportCounter uint64
-	reported      *wire.Reported // never changed in place
+	reported      *wire.Reported  // never changed in place
+	reportedHeld  wire.Generation // held when reported was sent
 	seen          seen
 	noise         rate
 	targetChanged bool

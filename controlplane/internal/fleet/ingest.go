@@ -255,7 +255,7 @@ func (f *Fleet) report(ctx context.Context, tw *twin, msg []byte) error {
 	tw.heard(now, r.ID.Boot)
 	future := tw.setHeld(r.Held)
 	if r.Full != nil {
-		tw.reported = r.Full
+		tw.reported, tw.reportedHeld = r.Full, r.Held.Generation
 		if r.Full.Target != "" && r.Full.Target != tw.dev.Target {
 			tw.dev.Target, tw.targetChanged = r.Full.Target, true
 		}

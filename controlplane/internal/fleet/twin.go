@@ -68,7 +68,7 @@ func (tw *twin) restore(t store.Twin) error {
 	if err := wire.Unmarshal(t.Reported, &r); err != nil {
 		return fmt.Errorf("stored report of %s: %w", t.Device, err)
 	}
-	tw.reported = &r
+	tw.reported, tw.reportedHeld = &r, t.Held.Generation
 	return nil
 }
 

@@ -56,8 +56,9 @@ type View struct {
 
 	// What it says.
 	Held           wire.Generation
-	Converged      bool // it holds exactly what is wanted
-	Reported       bool // a full report was received
+	Converged      bool            // it holds exactly what is wanted
+	Reported       bool            // a full report was received
+	ReportedHeld   wire.Generation // held when it was sent; heartbeats come without one
 	Running        ota.Digest
 	RunningCounter uint64
 	HighestCounter uint64
@@ -103,7 +104,7 @@ func (tw *twin) view() View {
 		}
 	}
 	if r := tw.reported; r != nil { // a stored report is never changed, only replaced
-		v.Reported = true
+		v.Reported, v.ReportedHeld = true, tw.reportedHeld
 		v.Running, v.RunningCounter, v.HighestCounter = digestOf(r.Running), r.RunningCounter, r.HighestCounter
 		v.Phase, v.Step, v.FailureClass, v.Failure = r.Phase, r.Step, r.FailureClass, r.Failure
 		v.FailedRelease, v.Conditions, v.Journal = digestOf(r.FailedRelease), r.Conditions, r.Journal
