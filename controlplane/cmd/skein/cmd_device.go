@@ -122,7 +122,7 @@ func (a *app) watchDevices(ctx context.Context, selector string, devices []*flee
 	if err := show(nil); err != nil {
 		return err
 	}
-	return follow(ctx, s, show)
+	return followOn(ctx, s, show)
 }
 
 func (a *app) deviceLine(d *fleetv1.Device) error {
@@ -154,7 +154,7 @@ func (a *app) deviceShowCmd() *cobra.Command {
 				return err
 			}
 			screen := a.screen()
-			return follow(cmd.Context(), s, func(m *fleetv1.WatchDeviceResponse) error {
+			return followOn(cmd.Context(), s, func(m *fleetv1.WatchDeviceResponse) error {
 				if !a.table() {
 					return a.emitEach(m)
 				}

@@ -29,7 +29,7 @@ func (a *app) fleetCmd() *cobra.Command {
 				return err
 			}
 			screen := a.screen()
-			return follow(cmd.Context(), s, func(m *fleetv1.WatchFleetResponse) error {
+			return followOn(cmd.Context(), s, func(m *fleetv1.WatchFleetResponse) error {
 				if !a.table() {
 					return a.emitEach(m.GetStatus())
 				}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/structpb"
 	"gopkg.in/yaml.v3"
@@ -239,43 +240,89 @@ func (a *app) rolloutWatchCmd() *cobra.Command {
 	}
 }
 
-// watchRollout draws bars on a terminal, prints a line for each change
-// elsewhere, and ends with the rollout.
+// watchTries is how often in a row a watch is begun again, about two minutes.
+const watchTries = 12
+
+// watchRollout shows a rollout until it ends. A rollout goes on without its
+// watcher and lives through a restart of the server, so a lost watch is begun
+// again.
 func (a *app) watchRollout(ctx context.Context, id string) error {
-	s, err := a.rollouts().WatchRollout(ctx, &rolloutv1.WatchRolloutRequest{Rollout: id})
+	w := rolloutWatch{app: a, screen: a.screen()}
+	for failures := 0; ; {
+		before := w.last
+		err := w.once(ctx, id)
+		switch {
+		case ctx.Err() != nil:
+			a.note("the rollout goes on; skein rollout watch shows it again")
+			return ctx.Err()
+		case w.last.GetEnded() != nil:
+			return outcome(w.last)
+		case err == nil:
+			err = errWatchEnded()
+		case w.last == nil || !isLost(err):
+			return err
+		}
+		if failures++; w.last != before {
+			failures = 1
+			a.note("lost the server; trying again")
+		} else if failures > watchTries {
+			return err
+		}
+		if err := pause(ctx, min(10*time.Second, 200*time.Millisecond<<failures)); err != nil {
+			return err
+		}
+	}
+}
+
+// isLost reports whether an error looks like one of the connection.
+func isLost(err error) bool {
+	switch connect.CodeOf(err) {
+	case connect.CodeUnavailable, connect.CodeUnknown, connect.CodeInternal, connect.CodeCanceled, connect.CodeDeadlineExceeded:
+		return true
+	}
+	return false
+}
+
+// outcome is the error that an ended rollout stands for.
+func outcome(x *rolloutv1.Rollout) error {
+	if x.GetPhase() == "succeeded" {
+		return nil
+	}
+	return hinted{rolloutError{x.GetPhase(), x.GetReason()}, "skein rollout show " + short(x.GetId()) + " --devices --decisions"}
+}
+
+// rolloutWatch draws bars on a terminal and prints a line for each change
+// elsewhere.
+type rolloutWatch struct {
+	app    *app
+	screen *screen
+	last   *rolloutv1.Rollout
+	line   string
+}
+
+func (w *rolloutWatch) once(ctx context.Context, id string) error {
+	s, err := w.app.rollouts().WatchRollout(ctx, &rolloutv1.WatchRolloutRequest{Rollout: id})
 	if err != nil {
 		return err
 	}
-	screen, last := a.screen(), ""
-	var x *rolloutv1.Rollout
-	err = follow(ctx, s, func(m *rolloutv1.WatchRolloutResponse) error {
-		x = m.GetRollout()
-		switch {
-		case !a.table():
-			return a.emitEach(m)
-		case screen.size != nil:
-			return screen.draw(func(w io.Writer) { rolloutBars(w, x) })
-		}
-		l := rolloutLine(x)
-		if l == last {
-			return nil
-		}
-		last = l
-		_, err := fmt.Fprintln(a.env.stdout, time.Now().Format(time.TimeOnly)+" "+clean(l))
-		return err
-	})
+	return follow(s, w.show)
+}
+
+func (w *rolloutWatch) show(m *rolloutv1.WatchRolloutResponse) error {
+	w.last = m.GetRollout()
 	switch {
-	case err != nil:
-		return err
-	case ctx.Err() != nil:
-		a.note("the rollout goes on; skein rollout watch shows it again")
-		return ctx.Err()
-	case x == nil:
-		return errors.New("the server ended the watch without a word about the rollout")
-	case x.GetPhase() != "succeeded":
-		return hinted{rolloutError{x.GetPhase(), x.GetReason()}, "skein rollout show " + short(x.GetId()) + " --devices --decisions"}
+	case !w.app.table():
+		return w.app.emitEach(m)
+	case w.screen.size != nil:
+		return w.screen.draw(func(out io.Writer) { rolloutBars(out, w.last) })
 	}
-	return nil
+	l := rolloutLine(w.last)
+	if l == w.line {
+		return nil
+	}
+	w.line = l
+	_, err := fmt.Fprintln(w.app.env.stdout, time.Now().Format(time.TimeOnly)+" "+clean(l))
+	return err
 }
 
 func rolloutLine(x *rolloutv1.Rollout) string {

@@ -97,7 +97,7 @@ func readSerials(path string) ([]string, error) {
 			break
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read serials %s: %w", path, err)
+			return nil, usageError{fmt.Errorf("read serials %s: %w", path, err)}
 		}
 		line, _ := r.FieldPos(0)
 		s := strings.TrimSpace(rec[0])

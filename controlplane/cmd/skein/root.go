@@ -241,7 +241,7 @@ func classifyConnect(ce *connect.Error, hint string) (int, string, string) {
 	case connect.CodeFailedPrecondition, connect.CodeAlreadyExists, connect.CodeAborted:
 		return exitConflict, text, hint
 	case connect.CodeInvalidArgument:
-		return exitUsage, text, hint
+		return exitUsage, strings.TrimPrefix(text, "invalid: "), hint
 	}
 	return exitError, text, hint
 }

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
 
+	"connectrpc.com/connect"
 	"golang.org/x/term"
 )
 
@@ -17,8 +19,10 @@ func isTerminal(w any) (width int, ok bool) {
 	if !isFile || !term.IsTerminal(int(f.Fd())) {
 		return 0, false
 	}
-	width, _, err := term.GetSize(int(f.Fd()))
-	return width, err == nil && width > 0
+	if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
+		return width, true
+	}
+	return 80, true // a line without a known width
 }
 
 // screen shows the newest state of something that is watched: over what it
@@ -35,7 +39,7 @@ func (a *app) screen() *screen {
 		f, _ := a.env.stdout.(*os.File)
 		s.size = func() (int, int) {
 			w, h, err := term.GetSize(int(f.Fd()))
-			if err != nil {
+			if err != nil || w == 0 || h == 0 {
 				return 80, 24
 			}
 			return w, h
@@ -83,17 +87,30 @@ type stream[M any] interface {
 	Close() error
 }
 
-// follow gives every message of a stream to show. The end that the user asked
-// for is no error.
-func follow[M any](ctx context.Context, s stream[M], show func(*M) error) error {
+// follow gives every message of a stream to show until it ends.
+func follow[M any](s stream[M], show func(*M) error) error {
 	defer s.Close()
 	for s.Receive() {
 		if err := show(s.Msg()); err != nil {
 			return err
 		}
 	}
+	return s.Err()
+}
+
+// followOn is follow for a stream that has no end of its own: the end that the
+// user asked for is no error, any other is one.
+func followOn[M any](ctx context.Context, s stream[M], show func(*M) error) error {
+	err := follow(s, show)
 	if ctx.Err() != nil {
 		return nil
 	}
-	return s.Err()
+	if err == nil {
+		return errWatchEnded()
+	}
+	return err
+}
+
+func errWatchEnded() error {
+	return connect.NewError(connect.CodeUnavailable, errors.New("the server ended the watch"))
 }

@@ -33,6 +33,9 @@ type TokenSpec struct {
 }
 
 func (s *TokenSpec) check() error {
+	if s.Count < 0 || s.Uses < 0 {
+		return fmt.Errorf("%w: %d tokens of %d uses: want at least 1", fleet.ErrInvalid, s.Count, s.Uses)
+	}
 	s.Count, s.Uses = max(s.Count, 1), max(s.Uses, 1)
 	if s.TTL == 0 {
 		s.TTL = defaultTTL
