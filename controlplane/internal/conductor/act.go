@@ -322,6 +322,12 @@ func (c *Conductor) Plan(ctx context.Context, tenant string, raw []byte) (Outloo
 func (c *Conductor) planNotes(tenant string, spec rollout.Spec, p rollout.Outlook, views map[string]*fleet.View) []string {
 	var notes []string
 	add := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
+	for _, w := range spec.Waves {
+		if w.PerTarget > 0 || !w.Limit.IsZero() {
+			add("devices of limited waves are drawn when the rollout starts: those listed are an example")
+			break
+		}
+	}
 	if len(p.Already) > 0 {
 		add("%d devices run the release already", len(p.Already))
 	}

@@ -351,7 +351,8 @@ func (w *watcher) take() map[string]bool {
 
 // Watch calls send with the rollout and all its devices now, and then with the
 // devices that changed, until the rollout is over or ctx ends. Changes that
-// come faster than WatchEvery come together; none is lost.
+// come faster than WatchEvery come together; none is lost. Without changes it
+// sends the rollout alone from time to time.
 func (c *Conductor) Watch(ctx context.Context, tenant, ref string, send func(Snapshot, []Execution) error) error {
 	row, err := c.lookup(ctx, tenant, ref)
 	if err != nil {
@@ -383,15 +384,21 @@ func (c *Conductor) Watch(ctx context.Context, tenant, ref string, send func(Sna
 	}
 }
 
-// wait returns after the next change, and not before the pause is over; false
-// means that ctx ended.
+// watchIdle is how long a watcher may hear nothing: proxies end silent streams.
+const watchIdle = 15 * time.Second
+
+// wait returns after the next change or watchIdle, and not before the pause is
+// over; false means that ctx ended.
 func wait(ctx context.Context, wake <-chan struct{}, pause time.Duration) bool {
 	t := time.NewTimer(pause)
 	defer t.Stop()
+	idle := time.NewTimer(watchIdle)
+	defer idle.Stop()
 	select {
 	case <-ctx.Done():
 		return false
 	case <-wake:
+	case <-idle.C:
 	}
 	select {
 	case <-ctx.Done():
