@@ -158,3 +158,29 @@ func (s *server) session(id *agent.Identity) *raw {
 func (r *raw) hello(boot, counter uint64, g wire.Generation) error {
 	return r.up(wire.UpHello, &wire.Hello{ID: wire.MessageID{Boot: boot, Counter: counter}, Held: wire.Held{Generation: g}, Target: testTarget, Capability: wire.CapabilityVersion})
 }
+
+// desiredIn reads the desired state in a PUBLISH packet, whoever signed it.
+func desiredIn(t testing.TB, head packets.FixedHeader, body []byte) (d wire.Desired) {
+	t.Helper()
+	p := packets.Packet{FixedHeader: head, ProtocolVersion: 4}
+	if err := p.PublishDecode(body); err != nil {
+		t.Fatal(err)
+	}
+	var m cborMessage
+	if err := wire.Unmarshal(p.Payload[1:], &m); err != nil { // behind the tag of COSE_Sign1
+		t.Fatal(err)
+	}
+	if err := wire.Unmarshal(m.Payload, &d); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// cborMessage is COSE_Sign1 without its tag.
+type cborMessage struct {
+	_           struct{} `cbor:",toarray"`
+	Protected   []byte
+	Unprotected map[int]any
+	Payload     []byte
+	Signature   []byte
+}
