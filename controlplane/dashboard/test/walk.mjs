@@ -268,8 +268,8 @@ async function driveRollout() {
   await act("Pause", "the walk pauses it", /^paused$/);
   await inspect("rollout-paused");
   await act("Resume", "the walk resumes it", /^(running|pending)$/);
-  await act("Abort", "the walk aborts it", /^(aborting|aborted)$/);
-  await page.locator(".head .badge", { hasText: /^aborted$/ }).waitFor({ timeout: Math.max(patience, 60_000) });
+  await act("Abort", "the walk aborts it", /^(aborting|aborted|rolled-back)$/);
+  await page.locator(".head .badge", { hasText: /^(aborted|rolled-back)$/ }).waitFor({ timeout: Math.max(patience, 60_000) });
   await inspect("rollout-aborted");
 }
 

@@ -1,5 +1,5 @@
 import { Link, useParams } from "@tanstack/react-router";
-import { useEffect, useMemo, useState } from "react";
+import { useEffect, useMemo, useRef, useState } from "react";
 import type { Decision, DeviceExecution, Rollout } from "../gen/skein/rollout/v1/rollout_pb";
 import { count, plural, releaseLabel, sentence } from "../lib/format";
 import { useTitle } from "../lib/hooks";
@@ -24,7 +24,7 @@ const nothing: Watched = { rollout: undefined, executions: new Map(), decisions:
 /** The rollout by stream; its decisions and explanation are asked again after a change. */
 function useWatchedRollout(ref: string): Watched & { refresh: () => void } {
   const [w, setW] = useState<Watched>(nothing);
-  const [change, setChange] = useState(0);
+  const dirty = useRef(false);
   useEffect(() => {
     setW(nothing);
     return keepStream({
@@ -36,34 +36,40 @@ function useWatchedRollout(ref: string): Watched & { refresh: () => void } {
           for (const x of m.changed) executions.set(x.device, x);
           return { ...old, rollout: m.rollout ?? old.rollout, executions };
         });
-        setChange((n) => n + 1);
+        dirty.current = true;
       },
       onState: (stream, error) => setW((old) => ({ ...old, stream, error })),
     });
   }, [ref]);
 
+  // At once, then after changes, but at most once a second.
   useEffect(() => {
     const abort = new AbortController();
+    let asking = false;
+    let asked = 0;
     const ask = async () => {
+      asking = true;
+      dirty.current = false;
+      asked = Date.now();
       try {
         const [full, explain] = await Promise.all([rolloutClient.getRollout({ rollout: ref }, { signal: abort.signal }), rolloutClient.explainRollout({ rollout: ref }, { signal: abort.signal })]);
-        setW((old) => {
-          const executions = new Map(full.devices.map((x) => [x.device, x]));
-          return { ...old, rollout: full.rollout ?? old.rollout, decisions: full.decisions, executions, explain };
-        });
+        const executions = new Map(full.devices.map((x) => [x.device, x]));
+        setW((old) => ({ ...old, rollout: full.rollout ?? old.rollout, decisions: full.decisions, executions, explain }));
       } catch (error) {
         if (!abort.signal.aborted) setW((old) => ({ ...old, error }));
       }
+      asking = false;
     };
-    const timer = setTimeout(() => void ask(), change === 0 ? 0 : 400);
-    const again = setInterval(() => void ask(), 10_000);
+    void ask();
+    const timer = setInterval(() => {
+      if (!asking && document.visibilityState === "visible" && (dirty.current || Date.now() - asked > 10_000)) void ask();
+    }, 1000);
     return () => {
-      clearTimeout(timer);
-      clearInterval(again);
+      clearInterval(timer);
       abort.abort();
     };
-  }, [ref, change]);
-  return { ...w, refresh: () => setChange((n) => n + 1) };
+  }, [ref]);
+  return { ...w, refresh: () => (dirty.current = true) };
 }
 
 export function RolloutPage() {

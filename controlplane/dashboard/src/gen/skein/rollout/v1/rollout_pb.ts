@@ -122,7 +122,7 @@ export type Rollout = Message<"skein.rollout.v1.Rollout"> & {
   releaseName: string;
 
   /**
-   * pending, running, paused, aborting, aborted, succeeded.
+   * pending, running, paused, aborting, aborted, rolled-back, succeeded.
    *
    * @generated from field: string phase = 6;
    */
