@@ -135,6 +135,7 @@ type Agent struct {
 	watching lease
 	golden   goldenShare
 	held     holdReason
+	served   bool // the committed workload served; of the reconcile loop alone
 
 	wakeReconcile, wakeReport, wakeEvents, wakeSpool, wakeRenew signal
 }

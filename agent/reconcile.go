@@ -67,8 +67,12 @@ func (a *Agent) reconcileOnce(ctx context.Context) error {
 			return ctx.Err()
 		}
 		if d.Kind == reconcile.Restore {
-			a.board.Set(health.WorkloadDown, health.Critical, d.Reason)
-			a.log.Warn("restore the committed workload", "reason", d.Reason)
+			a.log.Info("restore the committed workload", "reason", d.Reason)
+			if a.served { // not after a start, when nothing is loaded yet
+				a.board.Set(health.WorkloadDown, health.Critical, d.Reason)
+				a.board.Event(wire.Event{ID: a.ids.next(), Kind: "crash", Message: d.Reason, Release: actual.Current.Release.Sum()})
+				a.served = false
+			}
 		}
 		err := a.exec.Do(ctx, d)
 		if err != nil && !errors.Is(err, reconcile.ErrInterrupted) {
@@ -135,8 +139,10 @@ func (a *Agent) noteOutcome(ctx context.Context) {
 	}
 	if s.Current == nil || s.Update != nil && serves(actual.Loaded, s.Update.Install.WorkloadID()) || serves(actual.Loaded, s.Current.WorkloadID()) {
 		a.board.Clear(health.WorkloadDown)
+		a.served = s.Current != nil
 		return
 	}
+	a.served = false
 	a.board.Set(health.WorkloadDown, health.Critical, fmt.Sprintf("%s %s does not serve", s.Current.Name, s.Current.Version))
 }
 

@@ -258,6 +258,9 @@ func TestBadReleases(t *testing.T) {
 				if r.FailureClass != string(c.class) || !strings.HasPrefix(r.Failure, string(c.step)) || !strings.Contains(r.Failure, c.cause) || r.Phase != wire.PhaseFailed {
 					t.Errorf("%s %s %q, phase %s", r.FailureClass, r.Step, r.Failure, r.Phase)
 				}
+				if strings.Contains(r.Failure, "\n") {
+					t.Errorf("the cause has several lines: %q", r.Failure)
+				}
 				if len(d.runtime.models()) != 1 || !hasCondition(r, health.UpdateFailed) {
 					t.Errorf("loaded %v, conditions %+v", d.runtime.models(), r.Conditions)
 				}
@@ -598,6 +601,15 @@ func TestCrashedWorkloadIsRestored(t *testing.T) {
 		settle(30 * time.Second)
 		if got, err := d.runtime.answer(); err != nil || got != 1 || hasCondition(w.last(), health.WorkloadDown) {
 			t.Errorf("answers %v, %v, %+v", got, err, w.last().Conditions)
+		}
+		crashes := 0
+		for _, e := range w.got().events {
+			if e.Kind == "crash" {
+				crashes++
+			}
+		}
+		if crashes != 1 {
+			t.Errorf("%d crash events, want 1", crashes)
 		}
 		// Its staged file is damaged too: it is laid out again.
 		dir := d.state.Get().Current.Dir()

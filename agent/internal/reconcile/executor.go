@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -267,7 +268,7 @@ func (x *Executor) run(stop context.Context) error {
 		case errors.Is(context.Cause(ctx), ErrSuperseded):
 			return x.fail(stop, ota.Superseded, s.step, ErrSuperseded.Error())
 		}
-		return x.fail(stop, classOf(err), s.step, err.Error())
+		return x.fail(stop, classOf(err), s.step, oneLine(err))
 	}
 	return nil
 }
@@ -316,6 +317,9 @@ func (x *Executor) freshJournal(id string) error {
 	}
 	return nil
 }
+
+// oneLine is an error's text for reports: joined errors come in lines.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // classOf grades the cause of a failure.
 func classOf(err error) ota.FailureClass {
