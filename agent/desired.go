@@ -98,6 +98,7 @@ func (a *Agent) acceptLoop(ctx context.Context) error {
 		switch {
 		case errors.Is(err, errLater):
 			tries++
+			a.noteDisk(err)
 			a.held.set("trust", "the trust metadata cannot be refreshed: "+err.Error())
 			a.board.Set(health.TrustStale, health.Info, err.Error())
 			continue
