@@ -241,6 +241,29 @@ func TestNewerRolloutTakesDevicesOver(t *testing.T) {
 	w.checkLog(old, young)
 }
 
+// A person who assigns another release to a device that is being updated takes
+// it out of the rollout, which goes on without it.
+func TestAssignmentByHandWins(t *testing.T) {
+	w := newWorld(t, 6)
+	id := w.start(quickSpec, "").ID
+	w.spin(120 * time.Second) // the rest has its offers
+	_, xs := w.get(id)
+	mine := xs[len(xs)-1].Device
+	if err := w.SetDesiredAll(t.Context(), tenant, []fleet.Intent{{Device: mine, Release: digest("m@3")}}); err != nil {
+		t.Fatal(err)
+	}
+	w.log = w.log[:len(w.log)-1] // it is no decision of the rollout
+	w.spin(20 * time.Minute)
+	s, xs := w.get(id)
+	if last := xs[len(xs)-1]; last.Class != ota.Superseded || last.State != "withdrawn" || !strings.Contains(last.Message, "by hand") {
+		t.Errorf("%+v", last)
+	}
+	if d := cmp.Diff(map[string]int{"m@2": 5, "m@3": 1}, w.running()); d != "" || s.Phase != "succeeded" || s.Harmed != 0 {
+		t.Errorf("%s %+v", d, s)
+	}
+	w.checkLog(id)
+}
+
 func TestSerialRolloutWaits(t *testing.T) {
 	w := newWorld(t, 4)
 	old := w.start(quickSpec, "old").ID

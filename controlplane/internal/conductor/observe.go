@@ -23,7 +23,7 @@ func (c *Conductor) devices(r *run, d *draft, views map[string]*fleet.View) []ro
 		exec, mine := d.state.Exec[v.ID]
 		dev.Newer, dev.Older = c.rivals(r, v.ID)
 		if dev.Newer == "" && mine && open(exec) && exec.Attempts > 0 && RolloutID(v.Rollout) != r.row.ID && len(c.waiting) == 0 {
-			dev.Newer = "by hand"
+			dev.Newer = "(assigned by hand)"
 			if v.Rollout != "" {
 				dev.Newer = RolloutID(v.Rollout)
 			}
