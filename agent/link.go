@@ -136,6 +136,7 @@ type connection struct {
 	cause    error
 	since    time.Time
 	lastSeen time.Time
+	number   uint64        // of connections so far
 	changed  chan struct{} // closed and replaced at each change
 }
 
@@ -149,7 +150,17 @@ func (c *connection) set(state string, cause error, now time.Time) {
 		}
 		c.changed = make(chan struct{})
 	}
+	if state == "connected" {
+		c.number++
+	}
 	c.state, c.cause = state, cause
+}
+
+// count returns how many connections there were.
+func (c *connection) count() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.number
 }
 
 func (c *connection) get() (state string, cause error, since time.Time) {

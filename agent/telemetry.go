@@ -150,10 +150,11 @@ func thin(kind wire.Kind, payload []byte) ([]byte, bool) {
 // next, whenever the link is up.
 func (a *Agent) sendLoop(ctx context.Context) error {
 	var sent schemas
+	var connection uint64
 	for {
 		up, changed := a.conn.up()
-		if !up {
-			sent = schemas{} // the other side may have restarted
+		if n := a.conn.count(); n != connection {
+			connection, sent = n, schemas{} // the other side may have restarted
 		}
 		f, err := a.spool.Next()
 		if !up || errors.Is(err, spool.ErrEmpty) {
