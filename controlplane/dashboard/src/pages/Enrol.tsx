@@ -73,7 +73,7 @@ function Row({ token: t, may, onRevoke }: { token: Token; may: boolean; onRevoke
       <td><Badge word={state} /></td>
       <td className="right num nowrap">{t.used} of {t.uses}</td>
       <td><Ago at={t.expires} /></td>
-      <td><span className="row wrap">{Object.entries(t.labels).map(([k, v]) => <span key={k} className="chip">{k}={v}</span>)}{t.serials.length > 0 && <span className="small muted" title={t.serials.join(", ")}>{plural(t.serials.length, "serial")}</span>}</span></td>
+      <td><span className="row wrap">{Object.entries(t.labels).sort(([a], [b]) => a.localeCompare(b)).map(([k, v]) => <span key={k} className="chip">{k}={v}</span>)}{t.serials.length > 0 && <span className="small muted" title={t.serials.join(", ")}>{plural(t.serials.length, "serial")}</span>}</span></td>
       <td>{t.autoApprove ? "at once" : "by a person"}</td>
       <td className="right">{state === "active" && <button type="button" className="btn small danger" disabled={!may} aria-label={`Revoke token ${t.id}`} onClick={onRevoke}>Revoke</button>}</td>
     </tr>
