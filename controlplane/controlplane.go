@@ -172,10 +172,10 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.blobs.Run(ctx) })
 	g.Go(func() error { return s.catalog.Run(ctx) })
 	g.Go(func() error { return s.broker.Run(ctx, ls.mqtt, s.mqttTLS()) })
-	g.Go(func() error { return serve(ctx, ls.http, s.people(), nil) })
-	g.Go(func() error { return serve(ctx, ls.device, s.devices(), s.deviceTLS()) })
+	g.Go(func() error { return s.serve(ctx, ls.http, s.people(), nil) })
+	g.Go(func() error { return s.serve(ctx, ls.device, s.devices(), s.deviceTLS()) })
 	if ls.debug != nil {
-		g.Go(func() error { return serve(ctx, ls.debug, s.debug(), nil) })
+		g.Go(func() error { return s.serve(ctx, ls.debug, s.debug(), nil) })
 	}
 	s.logger.Info("ready", "http", s.addrs.HTTP.String(), "device", s.addrs.Device.String(), "mqtt", s.addrs.MQTT.String(), "data", s.cfg.DataDir)
 	close(s.ready)

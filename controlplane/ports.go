@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -47,12 +48,13 @@ func (s *Server) listen() (ls listeners, err error) {
 
 // serve runs one HTTP server until ctx ends. Streams end with ctx; other calls
 // have a little time.
-func serve(ctx context.Context, ln net.Listener, h http.Handler, tc *tls.Config) error {
+func (s *Server) serve(ctx context.Context, ln net.Listener, h http.Handler, tc *tls.Config) error {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(tc != nil)
 	protocols.SetUnencryptedHTTP2(tc == nil)
 	srv := &http.Server{Handler: h, TLSConfig: tc, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		ErrorLog:  slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug), // strangers may write there as much as they like
 		Protocols: protocols, BaseContext: func(net.Listener) context.Context { return ctx }}
 	done := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
