@@ -90,7 +90,7 @@ func enrolled(t *testing.T, state string) {
 		t.Fatal(err)
 	}
 	s := enrolltest.New(t, time.Now())
-	s.TrustRoot, s.MQTTAddress = repo.Root(), "127.0.0.1:1"
+	s.Set(func(s *enrolltest.Server) { s.TrustRoot, s.MQTTAddress = repo.Root(), "127.0.0.1:1" })
 	files, err := slot.OpenDir(state)
 	if err != nil {
 		t.Fatal(err)

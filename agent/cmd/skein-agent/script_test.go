@@ -41,8 +41,10 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			s := enrolltest.New(tb, time.Now())
-			s.TrustRoot = repo.Root()
-			s.MQTTAddress = "127.0.0.1:1" // nobody there
+			s.Set(func(s *enrolltest.Server) {
+				s.TrustRoot = repo.Root()
+				s.MQTTAddress = "127.0.0.1:1" // nobody there
+			})
 			env.Setenv("SERVER", s.URL)
 			env.Setenv("CLAIM", s.Claim)
 			return nil

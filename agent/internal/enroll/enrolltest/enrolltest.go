@@ -30,7 +30,7 @@ import (
 	"github.com/skein-fleet/skein/proto/wire"
 )
 
-// Server is the control plane. Fields may be changed before a call.
+// Server is the control plane. Fields are changed by Set, or before the first call.
 type Server struct {
 	*httptest.Server
 	CA    *x509.Certificate
@@ -87,6 +87,13 @@ func New(t testing.TB, now time.Time) *Server {
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	return s
+}
+
+// Set changes fields while calls may come in.
+func (s *Server) Set(change func(*Server)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(s)
 }
 
 type peerKey struct{}
