@@ -25,6 +25,9 @@ type Options struct {
 	Mode    string    // power mode by name; the model's default when empty
 	Ambient float64   // °C; 20 when zero
 	Clock   Clock
+	// HeatRate is how many times as fast as on a real board heat flows, for
+	// short runs; 1 when zero.
+	HeatRate float64
 }
 
 // Board is one modelled board.
@@ -40,6 +43,7 @@ type Board struct {
 	age    time.Duration // since New
 	clock  clockState
 
+	heatRate  float64
 	die, sink float64 // °C
 	cap       int     // OPPs that throttling takes away from the top of the cap
 	hot       bool    // clocks halved
@@ -63,11 +67,14 @@ type Board struct {
 // New returns a booted, idle board in thermal equilibrium.
 func New(m *Model, o Options) (*Board, error) {
 	b := &Board{
-		model: m, start: o.Start, ambient: o.Ambient,
+		model: m, start: o.Start, ambient: o.Ambient, heatRate: o.HeatRate,
 		rng: rand.New(rand.NewPCG(o.Seed, 0x6a6574736f6e)), // "jetson"
 	}
 	if b.ambient == 0 {
 		b.ambient = 20
+	}
+	if b.heatRate <= 0 {
+		b.heatRate = 1
 	}
 	name := o.Mode
 	if name == "" {
@@ -184,12 +191,12 @@ func (b *Board) step(dt time.Duration) {
 	b.clock.step(dt, b.TrueNow())
 	sec := dt.Seconds()
 	if b.dead {
-		b.heat(0, sec)
+		b.heat(0, sec*b.heatRate)
 		return
 	}
 	b.uptime += dt
 	b.govern()
-	b.heat(b.power(), sec)
+	b.heat(b.power(), sec*b.heatRate)
 	b.throttle()
 	for i, mw := range b.rails {
 		b.railSum[i] += mw

@@ -59,13 +59,16 @@ type child struct {
 func (p *Plane) Operator() *operator.Operator { return operator.New(p.URL, p.Token) }
 
 // InProcess runs a control plane in this process with its data in dir. An
-// empty httpAddr means any free port.
-func InProcess(ctx context.Context, dir, httpAddr string, logger *slog.Logger) (*Plane, error) {
+// empty httpAddr means any free port. Tune changes its configuration.
+func InProcess(ctx context.Context, dir, httpAddr string, logger *slog.Logger, tune ...func(*controlplane.Config)) (*Plane, error) {
 	if httpAddr == "" {
 		httpAddr = "127.0.0.1:0"
 	}
 	cfg := controlplane.DefaultConfig()
 	cfg.DataDir, cfg.HTTPAddr, cfg.DeviceAddr, cfg.MQTTAddr, cfg.DebugAddr = dir, httpAddr, "127.0.0.1:0", "127.0.0.1:0", ""
+	for _, f := range tune {
+		f(&cfg)
+	}
 	server, err := controlplane.New(cfg, logger)
 	if err != nil {
 		return nil, fmt.Errorf("start skeind: %w", err)

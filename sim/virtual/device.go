@@ -42,6 +42,7 @@ type Options struct {
 	Logger    *slog.Logger
 
 	TelemetryEvery, BlockEvery, Heartbeat, CheckEvery time.Duration
+	HeatRate                                          float64 // of jetson.Options
 }
 
 // Device is one virtual device. Its methods are safe for concurrent use.
@@ -77,7 +78,7 @@ func New(o Options) (*Device, error) {
 	}
 	seed := o.Seed ^ uint64(o.Number)*0x9e3779b97f4a7c15
 	start := time.Now()
-	b, err := jetson.New(model, jetson.Options{Seed: seed, Start: start})
+	b, err := jetson.New(model, jetson.Options{Seed: seed, Start: start, HeatRate: o.HeatRate})
 	if err != nil {
 		return nil, fmt.Errorf("device %d: %w", o.Number, err)
 	}

@@ -22,11 +22,13 @@ import (
 // agent's own defaults.
 type Pace struct {
 	TelemetryEvery, BlockEvery, Heartbeat, CheckEvery time.Duration
+	HeatRate                                          float64 // of the boards, 1 when zero
 }
 
 // Brisk is a pace for runs of seconds.
 func Brisk() Pace {
-	return Pace{TelemetryEvery: 500 * time.Millisecond, BlockEvery: time.Second, Heartbeat: 3 * time.Second, CheckEvery: 500 * time.Millisecond}
+	return Pace{TelemetryEvery: 500 * time.Millisecond, BlockEvery: time.Second, Heartbeat: 3 * time.Second,
+		CheckEvery: 500 * time.Millisecond, HeatRate: 20}
 }
 
 // FleetOptions describe a fleet.
@@ -94,6 +96,7 @@ func (f *Fleet) add(ctx context.Context, number int, key string, claims map[stri
 		Number: number, Model: key, Seed: o.Seed, Labels: labels, ServerURL: o.ServerURL, Claim: claim, Files: files,
 		Models: models, Digits: o.Digits, PerSecond: o.PerSecond, Network: line, Logger: o.Logger,
 		TelemetryEvery: o.Pace.TelemetryEvery, BlockEvery: o.Pace.BlockEvery, Heartbeat: o.Pace.Heartbeat, CheckEvery: o.Pace.CheckEvery,
+		HeatRate: o.Pace.HeatRate,
 	})
 }
 

@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/skein-fleet/skein/controlplane"
 	"github.com/skein-fleet/skein/sim/fault/shaper"
 	"github.com/skein-fleet/skein/sim/operator"
 	"github.com/skein-fleet/skein/sim/plane"
@@ -41,6 +42,7 @@ const (
 	plugInTimeout = 90 * time.Second
 	lookEvery     = 200 * time.Millisecond
 	perSecond     = 8
+	resend        = time.Second // 30 s in the field
 	// patience bounds what a person does while the control plane is away.
 	patience = 60 * time.Second
 )
@@ -128,7 +130,7 @@ func (s *stage) startPlane(ctx context.Context) (*plane.Plane, error) {
 		kills = kills || restart
 	}
 	if !kills {
-		return plane.InProcess(ctx, dir, "", s.o.Logger)
+		return plane.InProcess(ctx, dir, "", s.o.Logger, func(c *controlplane.Config) { c.Resend = resend })
 	}
 	if s.o.Skeind == nil {
 		return nil, errors.New("the script kills skeind, and there is no skeind to start")
