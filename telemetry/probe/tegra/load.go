@@ -12,8 +12,9 @@ var families = map[string]bool{
 	"RCE": true, "SCE": true, "DCE": true,
 }
 
-// familyOf returns the engine family of a field name, or "".
+// familyOf returns the engine family of a field name in any case, or "".
 func familyOf(name string) string {
+	name = strings.ToUpper(name)
 	if name == "GR3D_PCI" {
 		return name
 	}
@@ -50,7 +51,7 @@ func (p *parser) load(name, family string) bool {
 		p.out.EMC = &e
 		return true
 	}
-	key := strings.ToLower(strings.TrimSuffix(strings.TrimSuffix(name, "_FREQ"), "_LOAD"))
+	key := strings.TrimSuffix(strings.TrimSuffix(strings.ToLower(name), "_freq"), "_load")
 	if p.out.Engines == nil {
 		p.out.Engines = map[string]Engine{}
 	}
@@ -65,7 +66,7 @@ func (p *parser) load(name, family string) bool {
 // gpu places GR3D, GR3D_FREQ and the second cluster of GR3D2_FREQ.
 func (p *parser) gpu(name string, r reading) bool {
 	g := p.out.GR3D
-	second := strings.HasPrefix(name, "GR3D2")
+	second := strings.HasPrefix(strings.ToUpper(name), "GR3D2")
 	switch {
 	case !second:
 		p.out.GR3D = newGPU(r)

@@ -24,7 +24,8 @@ type parser struct {
 }
 
 // Parse reads one line of tegrastats in the grammar of any release. It never
-// fails: an empty or foreign line gives Stats that are Empty.
+// fails: an empty or foreign line gives Stats that are Empty. Stamps and tags
+// that a logger put before the line are passed over.
 //
 //	line  = [ MM-DD-YYYY hh:mm:ss ] { field }
 //	field = RAM n/nMB [(lfb NxZMB)] | SWAP n/nMB [(cached nMB)] | IRAM n/nkB [(lfb nkB)]
@@ -35,41 +36,11 @@ type parser struct {
 //	      | RAIL n/n | RAIL nmW[/nmW[/nmW]]   (now, average, peak)
 func Parse(line string) Stats {
 	p := parser{scanner: scanner{s: line}}
-	// A log may carry its own stamp before the one of tegrastats.
-	for p.blank(); p.timestamp(); p.blank() {
-	}
+	p.prefix()
 	for p.blank(); !p.done(); p.blank() {
 		p.field()
 	}
 	return p.out
-}
-
-// timestamp reads "05-09-2026 18:42:06" at the start of a line; a fraction of
-// a second, which loggers add, is dropped.
-func (p *parser) timestamp() bool {
-	const layout = "00-00-0000 00:00:00"
-	if len(p.s)-p.pos < len(layout) {
-		return false
-	}
-	t := p.s[p.pos : p.pos+len(layout)]
-	for i := range len(layout) {
-		if layout[i] == '0' != isDigit(t[i]) || layout[i] != '0' && t[i] != layout[i] {
-			return false
-		}
-	}
-	start := p.pos
-	p.pos += len(layout)
-	if p.eat('.') {
-		for isDigit(p.peek()) {
-			p.pos++
-		}
-	}
-	if !p.boundary() {
-		p.pos = start
-		return false
-	}
-	p.out.Time = t[6:10] + "-" + t[0:2] + "-" + t[3:5] + "T" + t[11:19]
-	return true
 }
 
 // field reads one field; at least one byte is consumed.
@@ -208,7 +179,7 @@ func freeName[V any](m map[string]V, name string) string {
 // kilo returns how many kB a unit is.
 func kilo(unit string) (float64, bool) {
 	switch unit {
-	case "kB", "KB", "KiB":
+	case "kB", "KB", "KiB", "kb":
 		return 1, true
 	case "MB", "MiB":
 		return 1024, true
@@ -330,12 +301,15 @@ func (p *parser) cores(name string) bool {
 		return false
 	}
 	var shared *float64
-	if p.eat('@') {
+	badClock := ""
+	if at := p.pos; p.eat('@') {
 		mhz, ok := p.number(false)
-		if !ok || !p.boundary() {
-			return false
+		if ok && p.boundary() {
+			shared = &mhz
+		} else { // the loads are good all the same
+			p.word()
+			badClock = p.s[at:p.pos]
 		}
-		shared = &mhz
 	}
 	if !p.boundary() {
 		return false
@@ -351,6 +325,9 @@ func (p *parser) cores(name string) bool {
 	p.out.CPU = cpu
 	for _, b := range bads {
 		p.unknown(name+"["+strconv.Itoa(b.i)+"]", b.text)
+	}
+	if badClock != "" {
+		p.unknown(name, badClock)
 	}
 	return true
 }
@@ -411,7 +388,8 @@ func (p *parser) edp() bool {
 	return true
 }
 
-// rail reads "n/n", or "nmW" with up to two more values after slashes. Without
+// rail reads "n/n", or "nmW" with up to two more values after slashes, which
+// may lack the unit unless they end the line, for then they may be cut. Without
 // a unit it is a rail only under an upper-case name.
 func (p *parser) rail(name string) bool {
 	var v [3]float64
@@ -426,8 +404,11 @@ func (p *parser) rail(name string) bool {
 			unit = u
 		}
 		mul, ok := milliwatts(u)
-		if !ok || u != unit {
+		if !ok || u != unit && (u != "" || p.done()) {
 			return false
+		}
+		if u == "" {
+			mul, _ = milliwatts(unit)
 		}
 		v[n] = x * mul
 		n++

@@ -135,6 +135,23 @@ func TestFields(t *testing.T) {
 		{`05-09-2026 18:42:05.123456 05-09-2026 18:42:06 EDP limit 0`, `{"time":"2026-05-09T18:42:06","edp_limit":0,"unknown":[]}`},
 		{`05-09-2026 18:42:6 EDP limit 0`, `{"edp_limit":0,"unknown":["05-09-2026 18:42:6"],"unknown_count":1}`},
 		{`NVDLA0 OFF PVA1_FREQ [0%,0%]@1011`, `{"engines":{"nvdla0":{"pct":null,"mhz":null,"off":true},"pva1":{"pct":0,"mhz":1011,"each_pct":[0,0]}},"unknown":[]}`},
+		// what loggers put before a line
+		{`05-09-2026 18:42:06.123 EDP limit 0`, `{"time":"2026-05-09T18:42:06","edp_limit":0,"unknown":[]}`},
+		{`05-09-2026 18:42:06,123: EDP limit 0`, `{"time":"2026-05-09T18:42:06","edp_limit":0,"unknown":[]}`},
+		{`2026-05-09T18:42:06.123Z EDP limit 0`, `{"time":"2026-05-09T18:42:06","edp_limit":0,"unknown":[]}`},
+		{`2026-05-09T18:42:06+0200 EDP limit 0`, `{"time":"2026-05-09T18:42:06","edp_limit":0,"unknown":[]}`},
+		{`2026-05-09 18:42:06-07:00 EDP limit 0`, `{"time":"2026-05-09T18:42:06","edp_limit":0,"unknown":[]}`},
+		{`[2018-08-23 16:30:36] : RAM 1/2MB`, `{"time":"2018-08-23T16:30:36","ram_used_mb":1,"ram_total_mb":2,"unknown":[]}`},
+		{`Jun 26 03:50:01 nano tegrastats[1234]: 05-09-2026 18:42:06 RAM 1/2MB`, `{"time":"2026-05-09T18:42:06","ram_used_mb":1,"ram_total_mb":2,"unknown":[]}`},
+		{`INFO:tegra:RAM 1/2MB`, `{"ram_used_mb":1,"ram_total_mb":2,"unknown":[]}`},
+		{`E/TegraStats( 3627): RAM 1/2MB cpu [61%,45%]@835 avp 17%@100 emc 25%@333`, `{"ram_used_mb":1,"ram_total_mb":2,"cpu":[{"pct":61,"mhz":835},{"pct":45,"mhz":835}],"cpu_mhz":835,"emc":{"pct":25,"mhz":333},"engines":{"avp":{"pct":17,"mhz":100}},"unknown":[]}`},
+		{`1687751401.123 RAM 1/2MB`, `{"ram_used_mb":1,"ram_total_mb":2,"unknown":[]}`},
+		{`EMC_FREQ 1% x: RAM 1/2MB`, `{"ram_used_mb":1,"ram_total_mb":2,"emc":{"pct":1,"mhz":null},"unknown":["x:"],"unknown_count":1}`},
+		{`FOO 12 RAM 1/2MB`, `{"ram_used_mb":1,"ram_total_mb":2,"unknown":["FOO 12"],"unknown_count":1}`},
+		// engines in lower case, a clock that is none, a value without its unit
+		{`nvenc0 @314 nvdec1 off vic 36%@115 gr3d_freq 1%@305 gr3d2_freq 2%@306`, `{"gr3d":{"pct":1,"mhz":[305,306],"pct2":2},"engines":{"nvdec1":{"pct":null,"mhz":null,"off":true},"nvenc0":{"pct":null,"mhz":314},"vic":{"pct":36,"mhz":115}},"unknown":[]}`},
+		{`cpu [1%,off]@-1 GR3D 2%@76`, `{"cpu":[{"pct":1,"mhz":null},{"pct":null,"mhz":null,"off":true}],"gr3d":{"pct":2,"mhz":[76]},"unknown":["cpu @-1"],"unknown_count":1}`},
+		{`VDD_CPU_GPU_CV 598mW/597 VDD_SOC 2W/1 EDP limit 0`, `{"edp_limit":0,"power_mw":{"VDD_CPU_GPU_CV":{"now":598,"avg":597},"VDD_SOC":{"now":2000,"avg":1000}},"unknown":[]}`},
 		// unknown tokens keep their values and disturb nothing
 		{`NEWTHING 12%@300 EMC_FREQ 1%`, `{"emc":{"pct":1,"mhz":null},"unknown":["NEWTHING 12%@300"],"unknown_count":1}`},
 		{`FUTURE_TOKEN value GR3D_FREQ 3%`, `{"gr3d":{"pct":3,"mhz":[]},"unknown":["FUTURE_TOKEN","value"],"unknown_count":2}`},
@@ -244,7 +261,7 @@ func FuzzParse(f *testing.F) {
 	for _, line := range samples(f) {
 		f.Add(line)
 	}
-	for _, s := range []string{"CPU [", "CPU [,]@1", "GR3D_FREQ @[,off,N/A]", "MTS fg 1% bg", "RAM 1/2MB (lfb", "a@-256C a@-256C/1C", "PVA0 [1%]@", "X 99999999999999999999/1", "VIC_LOAD 1% VIC off"} {
+	for _, s := range []string{"CPU [", "CPU [,]@1", "GR3D_FREQ @[,off,N/A]", "MTS fg 1% bg", "RAM 1/2MB (lfb", "a@-256C a@-256C/1C", "PVA0 [1%]@", "X 99999999999999999999/1", "VIC_LOAD 1% VIC off", "[2018-08-23 16:30:36] : RAM 1/2MB", "x[1]: 2026-05-09T18:42:06.1+02:00 RAM 1/2MB", "1687751401.1: RAM 1/2MB"} {
 		f.Add(s)
 	}
 	all := Grammar{Timestamp: true, Milliwatts: true, Peaks: true, SplitGPC: true, ListGPC: true, ZonesGated: true, SharedClock: true}
