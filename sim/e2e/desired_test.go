@@ -110,9 +110,7 @@ func TestHostileDesired(t *testing.T) {
 		held, before := d.status().Held, s.count(d.id, "refused", c.attack, "")
 		d.tap.say(wire.DownDesired, c.say())
 		until(t, c.name+": the refusal "+c.attack+" at the control plane", func() bool { return s.count(d.id, "refused", c.attack, "") > before })
-		if d.condition("trust-refused") == "" {
-			t.Errorf("%s: no condition", c.name)
-		}
+		until(t, c.name+": the condition", func() bool { return d.condition("trust-refused") != "" })
 		if i == 0 {
 			until(t, "the condition trust-refused at the control plane", func() bool { return s.condition(d.id, "trust-refused") != "" })
 		}

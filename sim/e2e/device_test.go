@@ -120,7 +120,7 @@ func (s *server) enroll(change ...func(*agent.EnrollOptions)) *device {
 	d.id = id.DeviceID
 	d.opts = agent.Options{
 		Identity: id, Host: d, Files: d.files, WrapLink: d.tap.wrap, Logger: logger(), Version: "e2e", Now: o.Now, Floor: o.Floor,
-		Heartbeat: 2 * time.Second, TelemetryEvery: 500 * time.Millisecond, BlockEvery: time.Second, CheckEvery: 200 * time.Millisecond, SoakEvery: 20 * time.Millisecond,
+		Heartbeat: time.Second, TelemetryEvery: 500 * time.Millisecond, BlockEvery: time.Second, CheckEvery: 200 * time.Millisecond, SoakEvery: 20 * time.Millisecond,
 	}
 	if o.Now == nil { // the default link judges by the agent's clock, and waits longer
 		d.opts.Link, err = agent.NewMQTTLink(agent.MQTTOptions{Identity: id, BackoffMin: 20 * time.Millisecond, BackoffMax: 300 * time.Millisecond})

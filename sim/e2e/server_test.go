@@ -50,20 +50,25 @@ type server struct {
 	url   string // base URL for devices
 	mqtt  string
 	stop  func() // ends it and waits; again does nothing
-
-	mu     sync.Mutex // guards models
-	models map[string]bool
 }
 
 // start runs a skeind on a new folder.
 func start(t testing.TB, change ...func(*controlplane.Config)) *server {
 	t.Helper()
-	s := &server{t: t, models: map[string]bool{}, cfg: controlplane.Config{DataDir: filepath.Join(t.TempDir(), "data"), Domain: "skein.local",
+	s := prepare(t, change...)
+	s.run()
+	return s
+}
+
+// prepare is start without running it.
+func prepare(t testing.TB, change ...func(*controlplane.Config)) *server {
+	t.Helper()
+	s := &server{t: t, cfg: controlplane.Config{DataDir: filepath.Join(t.TempDir(), "data"), Domain: "skein.local",
 		HTTPAddr: "127.0.0.1:0", DeviceAddr: "127.0.0.1:0", MQTTAddr: "127.0.0.1:0", Resend: testResend}}
 	for _, c := range change {
 		c(&s.cfg)
 	}
-	s.run()
+	s.stop = func() {}
 	t.Cleanup(func() { s.stop() })
 	return s
 }
