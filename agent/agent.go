@@ -153,6 +153,10 @@ func New(o Options) (*Agent, error) {
 		}
 		o.Identity = id
 	}
+	// Its certificate was made before now, whatever the clock says.
+	if leaf, err := o.Identity.Leaf(); err == nil && leaf.NotBefore.After(o.Floor) {
+		o.Floor = leaf.NotBefore
+	}
 	a := &Agent{
 		opts: o, spool: o.Spool, blobs: blob.NewStore(o.Files),
 		log:           o.Logger.With("device", o.Identity.DeviceID),
