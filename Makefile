@@ -94,8 +94,8 @@ check-modules: ## each module alone, without the workspace
 
 .PHONY: tidy
 tidy: ## go mod tidy in every module
-	@for m in $(MODULES); do (cd $$m && GOWORK=off go mod tidy); done
 	go work sync
+	@for m in $(MODULES); do (cd $$m && GOWORK=off go mod tidy); done
 
 ##@ Generate
 
