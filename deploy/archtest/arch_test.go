@@ -199,8 +199,8 @@ func TestNamesAndInit(t *testing.T) {
 
 var (
 	goLine      = regexp.MustCompile(`(?m)^go (\S+)$`)
-	requireLine = regexp.MustCompile(`(?m)^\s+github\.com/skein-fleet/skein/(\w+) v`)
-	replaceLine = regexp.MustCompile(`(?m)^\s+github\.com/skein-fleet/skein/(\w+) => \.\./(\w+)$`)
+	requireLine = regexp.MustCompile(`(?m)^(?:require|\s)\s*github\.com/skein-fleet/skein/(\w+) v`)
+	replaceLine = regexp.MustCompile(`(?m)^(?:replace|\s)\s*github\.com/skein-fleet/skein/(\w+) => \.\./(\w+)$`)
 )
 
 func TestModuleFiles(t *testing.T) {

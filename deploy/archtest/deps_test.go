@@ -32,6 +32,9 @@ func TestBinaryDependencies(t *testing.T) {
 		got = slices.Compact(got)
 		path := filepath.Join("testdata", name+".deps")
 		if *update {
+			if err := os.MkdirAll("testdata", 0o755); err != nil {
+				t.Fatal(err)
+			}
 			if err := os.WriteFile(path, []byte(strings.Join(got, "\n")+"\n"), 0o644); err != nil {
 				t.Fatal(err)
 			}
