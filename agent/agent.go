@@ -219,7 +219,7 @@ func (a *Agent) open() (err error) {
 	if a.signer, err = trust.NewSigner(o.Identity.Key); err != nil {
 		return err
 	}
-	a.counter = state.NewCounter(a.state)
+	a.counter = state.NewCounter(a.state, a.now)
 	if err := a.connectParts(); err != nil {
 		return err
 	}

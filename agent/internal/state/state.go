@@ -193,27 +193,37 @@ func (st *Store) Change(f func(*State)) error {
 const reserve = 1024
 
 // Counter hands out report counters that grow over the life of the device,
-// reserving them in blocks so that not every report costs a durable write.
+// reserving them in blocks so that not every report costs a durable write. A
+// block begins at the clock's milliseconds or where the last one ended,
+// whichever is later. So on a full disk, which a device must be able to report,
+// it goes on without a durable write, one counter at a time: they grow over a
+// restart too, and what is reserved later lies above them.
 type Counter struct {
 	store *Store
+	now   func() time.Time
 
 	mu          sync.Mutex // guards what follows
 	next, limit uint64
 }
 
 // NewCounter returns the counter of a store.
-func NewCounter(st *Store) *Counter { return &Counter{store: st} }
+func NewCounter(st *Store, now func() time.Time) *Counter { return &Counter{store: st, now: now} }
 
 // Next returns the next counter.
 func (c *Counter) Next() (uint64, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.next >= c.limit {
-		from := max(c.store.Get().ReportCounter, c.limit)
-		if err := c.store.Change(func(s *State) { s.ReportCounter = from + reserve }); err != nil {
+		from := max(c.store.Get().ReportCounter, c.limit, uint64(max(0, c.now().UnixMilli())))
+		err := c.store.Change(func(s *State) { s.ReportCounter = from + reserve })
+		switch {
+		case err == nil:
+			c.next, c.limit = from, from+reserve
+		case errors.Is(err, slot.ErrDiskFull):
+			c.next, c.limit = from, from+1
+		default:
 			return 0, err
 		}
-		c.next, c.limit = from, from+reserve
 	}
 	c.next++
 	return c.next, nil

@@ -77,7 +77,7 @@ func TestCounterNeverGoesBack(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := NewCounter(st)
+		c := NewCounter(st, time.Now)
 		ops := f.Ops()
 		for range 700 {
 			n, err := c.Next()
