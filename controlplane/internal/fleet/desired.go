@@ -51,9 +51,8 @@ func (f *Fleet) SetDesiredAll(ctx context.Context, tenant string, intents []Inte
 
 // made is a new desired state that is not durable yet.
 type made struct {
-	tw       *twin
-	row      store.Desired
-	confirms bool // a generation from the future
+	tw  *twin
+	row store.Desired
 }
 
 // make renders and signs the next desired state of a device, or returns nil
@@ -197,9 +196,15 @@ func (f *Fleet) keep(ctx context.Context, all []made, extra func(*store.Tx) erro
 			m.tw.before = ota.Digest(w.Release)
 		}
 		m.tw.wanted, m.tw.sendAfter = &m.row, time.Time{}
-		m.tw.fromFuture = m.tw.fromFuture && !m.confirms
+		// It was none when this was made, or a person confirmed it: what the
+		// device said since is from the future only if newer than this.
+		doubted := m.tw.fromFuture
+		m.tw.fromFuture = doubted && m.tw.ahead()
 		m.tw.mu.Unlock()
 		f.metrics.generations.Inc()
+		if doubted {
+			f.touched(m.tw)
+		}
 		f.notify(m.row.Device)
 		f.queue.add(m.tw, workDesired)
 	}
@@ -262,7 +267,6 @@ func (f *Fleet) ConfirmGeneration(ctx context.Context, tenant, device string) (V
 	}
 	row.FromFuture = false
 	store.Note(ctx, device, map[string]any{"from_future": true, "held": b.held.String()}, map[string]any{"generation": m.row.Generation.String()})
-	m.confirms = true
 	if err := f.keep(ctx, []made{*m}, func(tx *store.Tx) error { return tx.PutTwins(ctx, []store.Twin{row}) }); err != nil {
 		return View{}, err
 	}

@@ -187,42 +187,60 @@ func (f *Fleet) helloed(ctx context.Context, tw *twin, payload []byte) error {
 	return nil
 }
 
-// setHeld takes what the device holds and says whether it is from the future,
-// that is newer than anything ever given to it; the caller holds mu.
+// setHeld takes what the device holds and says whether it looks to be from the
+// future, for afterHeld; the caller holds mu.
 func (tw *twin) setHeld(h wire.Held) (future bool) {
 	tw.held = h
-	var wanted wire.Generation
-	if tw.wanted != nil {
-		wanted = tw.wanted.Generation
-	}
-	if h.Generation.Compare(wanted) <= 0 || tw.fromFuture {
+	if tw.fromFuture || !tw.ahead() {
 		return false
 	}
 	tw.fromFuture = true
 	return true
 }
 
-// afterHeld makes a hold from the future durable and known, and marks the twin.
+// ahead says that the device holds something newer than anything that was ever
+// given to it; the caller holds mu.
+func (tw *twin) ahead() bool {
+	var wanted wire.Generation
+	if tw.wanted != nil {
+		wanted = tw.wanted.Generation
+	}
+	return tw.held.Generation.Compare(wanted) > 0
+}
+
+// afterHeld marks the twin, and makes a hold from the future durable and known.
 func (f *Fleet) afterHeld(ctx context.Context, tw *twin, future bool) error {
 	f.touched(tw)
 	if !future {
 		return nil
 	}
+	incident, err := f.keepFuture(ctx, tw)
+	if err != nil || incident == "" {
+		return err
+	}
+	return f.Noticed(ctx, tw.tenant, tw.id, "generation-from-future", incident, "")
+}
+
+// keepFuture makes a hold from the future durable and describes it, or returns
+// nothing when it is none. A desired state is durable before the twin has it,
+// so only under change it is known what was given.
+func (f *Fleet) keepFuture(ctx context.Context, tw *twin) (incident string, err error) {
+	f.change.Lock()
+	defer f.change.Unlock()
 	tw.mu.Lock()
-	row, err := tw.row()
-	held, wanted := tw.held.Generation, wire.Generation{}
+	held, wanted, still := tw.held.Generation, wire.Generation{}, tw.fromFuture
 	if tw.wanted != nil {
 		wanted = tw.wanted.Generation
 	}
+	row, err := tw.row()
 	tw.mu.Unlock()
-	if err != nil {
-		return err
+	if err != nil || !still {
+		return "", err
 	}
 	if err := f.cfg.Store.Update(ctx, func(tx *store.Tx) error { return tx.PutTwins(ctx, []store.Twin{row}) }); err != nil {
-		return err
+		return "", err
 	}
-	return f.Noticed(ctx, row.Tenant, row.Device, "generation-from-future",
-		fmt.Sprintf("device holds generation %s, the newest given is %s: nothing is sent to it until a person confirms the generation", held, wanted), "")
+	return fmt.Sprintf("device holds generation %s, the newest given is %s: nothing is sent to it until a person confirms the generation", held, wanted), nil
 }
 
 func (f *Fleet) report(ctx context.Context, tw *twin, msg []byte) error {
