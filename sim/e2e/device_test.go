@@ -2,8 +2,12 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"net/http"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -19,6 +23,7 @@ import (
 	"github.com/skein-fleet/skein/sim/meter"
 	"github.com/skein-fleet/skein/sim/meter/engine"
 	"github.com/skein-fleet/skein/telemetry"
+	"github.com/skein-fleet/skein/telemetry/block"
 )
 
 // device is the real agent with an application that asks its model all the time.
@@ -256,7 +261,7 @@ type tap struct {
 	drop    func(wire.Kind) bool
 	down    [][]byte     // desired states that came
 	events  []wire.Event // acknowledged
-	reports [][]byte     // acknowledged
+	blocks  [][]byte     // of telemetry, acknowledged
 }
 
 func (p *tap) wrap(l agent.Link) agent.Link { return &tapped{l, p} }
@@ -303,8 +308,12 @@ func (l *tapped) Publish(ctx context.Context, kind wire.Kind, payload []byte) er
 			return fmt.Errorf("own event: %w", err)
 		}
 		l.p.events = append(l.p.events, e)
-	case wire.UpReport:
-		l.p.reports = append(l.p.reports, payload)
+	case wire.UpTelemetry:
+		var m wire.Telemetry
+		if err := wire.Unmarshal(payload, &m); err != nil {
+			return fmt.Errorf("own telemetry: %w", err)
+		}
+		l.p.blocks = append(l.p.blocks, m.Block)
 	}
 	return nil
 }
@@ -331,14 +340,81 @@ func (p *tap) acknowledged() []wire.Event {
 	return append([]wire.Event(nil), p.events...)
 }
 
-// kept checks that the control plane has every event that it acknowledged.
+// samples are the times in unix milliseconds at which the acknowledged blocks
+// say something of a series.
+func (p *tap) samples(t testing.TB, name string) (out []int64) {
+	t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	schemas := map[block.SchemaID]*block.Schema{}
+	for _, b := range p.blocks {
+		r, err := block.NewReader(b, func(id block.SchemaID) *block.Schema { return schemas[id] })
+		if err != nil {
+			t.Fatal(err)
+		}
+		schemas[r.Schema().ID()] = r.Schema()
+		values := make([]float64, len(r.Times()))
+		for _, spec := range r.Schema().Specs() {
+			if err := r.Next(values); err != nil {
+				t.Fatal(err)
+			}
+			for i, v := range values {
+				if spec.Series.Name == name && !math.IsNaN(v) {
+					out = append(out, r.Times()[i])
+				}
+			}
+		}
+	}
+	return out
+}
+
+// keptSamples checks that the control plane answers with every sample of a
+// series that it acknowledged.
+func (s *server) keptSamples(d *device) {
+	s.t.Helper()
+	var want []int64
+	until(s.t, "acknowledged telemetry", func() bool {
+		want = d.tap.samples(s.t, telemetry.GPUUtilization)
+		return len(want) > 0
+	})
+	query := url.QueryEscape(telemetry.GPUUtilization + `{device="` + d.id + `"}[1h]`)
+	status, body := s.get1(&http.Client{Transport: bearer(s.token)}, s.http, "/api/v1/query?query="+query)
+	var answer struct {
+		Data struct {
+			Result []struct{ Values [][2]any }
+		}
+	}
+	if err := json.Unmarshal([]byte(body), &answer); err != nil || status != 200 {
+		s.t.Fatalf("query: %d %s, %v", status, body, err)
+	}
+	have := map[int64]bool{}
+	for _, r := range answer.Data.Result {
+		for _, v := range r.Values {
+			have[int64(math.Round(1000*v[0].(float64)))] = true
+		}
+	}
+	missing := 0
+	for _, at := range want {
+		if !have[at] {
+			missing++
+		}
+	}
+	if missing > 0 {
+		s.t.Errorf("%d of %d acknowledged samples are lost", missing, len(want))
+	}
+}
+
+// kept checks that the control plane has every event and sample that it
+// acknowledged.
 func (s *server) kept(d *device) {
 	s.t.Helper()
+	s.keptSamples(d)
+	acknowledged := d.tap.acknowledged() // before the control plane is asked
 	have := map[string]int{}
 	for _, e := range s.events(d.id) {
 		have[fmt.Sprint(e.GetKind(), e.GetStep(), e.GetMessage(), e.GetTime().AsTime().UnixMilli())]++
 	}
-	for _, e := range d.tap.acknowledged() {
+	for _, e := range acknowledged {
 		key := fmt.Sprint(e.Kind, e.Step, e.Message, e.Time)
 		if have[key]--; have[key] < 0 {
 			s.t.Errorf("acknowledged event is lost: %s %s %q", e.Kind, e.Step, strings.TrimSpace(e.Message))

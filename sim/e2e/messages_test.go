@@ -49,7 +49,7 @@ func TestMalformedMessages(t *testing.T) {
 			for name, payload := range map[string][]byte{
 				"empty": {}, "text": []byte("hello"), "wrong type": {0x83, 1, 2, 3}, "cut": {0xa2, 0x01}, "endless": {0xbf, 0x01, 0x02, 0xff},
 				"duplicate key": {0xa2, 0x01, 0x01, 0x01, 0x02}, "deep": bytes.Repeat([]byte{0x81}, 10_000), "huge claim": {0xbb, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
-				"at the limit": bytes.Repeat([]byte{0xff}, wire.MaxMessage),
+				"at the limit": bytes.Repeat([]byte{0xff}, wire.MaxMessage), "over the limit": make([]byte, wire.MaxMessage+200),
 			} {
 				if err := r.publish(wire.Topic(r.id, kind), payload); err != nil {
 					t.Errorf("%s: %v", name, err)
