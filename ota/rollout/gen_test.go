@@ -140,5 +140,13 @@ func (w *world) chaos(later *[]Device) {
 	case 12: // a report that comes late, or of another attempt
 		sts := []Status{Accepted, Healthy, Done}
 		w.state.Observe(Report{Device: d.ID, At: w.now, Attempt: 99, Status: sts[w.rng.IntN(len(sts))]})
+	case 13: // somebody sets the clock back
+		w.now = w.now.Add(-time.Duration(w.rng.IntN(300)) * time.Second)
+	case 14: // the device is retired; it may come back
+		if w.rng.IntN(2) == 0 && len(w.fleet) > 1 {
+			*later = append(*later, *d)
+			w.left[d.ID] = true
+			w.fleet = slices.DeleteFunc(w.fleet, func(o Device) bool { return o.ID == d.ID })
+		}
 	}
 }

@@ -101,9 +101,9 @@ func rateHolds(w *world, d Decision) error {
 	if d.Kind != Offer || r == 0 || w.state.Exec[d.Device].Immediate {
 		return nil
 	}
-	n, clock := 1, w.state.Clock(w.now)
+	n := 1
 	for _, t := range w.times {
-		if t > clock-time.Minute {
+		if t > w.steady-time.Minute {
 			n++
 		}
 	}
@@ -371,7 +371,7 @@ func (w *world) calm() error {
 	}
 	for id, before := range w.first {
 		a, e := w.actors[id], w.state.Exec[id]
-		if !taken[id] && w.state.Phase == RolledBack && !a.dead && a.runs != before {
+		if !taken[id] && !w.left[id] && w.state.Phase == RolledBack && !a.dead && a.runs != before {
 			return fmt.Errorf("a rolled back rollout left %s with %q, it ran %q before; %+v", id, a.runs.Short(), before.Short(), e)
 		}
 	}

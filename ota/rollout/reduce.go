@@ -120,20 +120,26 @@ func (s *State) outage(d Decision) bool {
 	if s.Phase != Running && s.Phase != Aborting || d.Wait <= 0 {
 		return false
 	}
-	from := d.At.Add(-d.Wait)
-	if from.Before(s.StartedAt) {
-		from = s.StartedAt
-	}
-	for _, p := range s.Pauses {
-		if p.To.After(from) {
-			from = p.To
-		}
-	}
+	from := s.afterPauses(d.At.Add(-d.Wait))
 	if !from.Before(d.At) {
 		return false
 	}
 	s.Pauses = append(s.Pauses, PauseSpan{From: from, To: d.At, Reason: d.Reason})
 	return true
+}
+
+// afterPauses returns at, or the end of the last pause where that is later: no
+// time is taken off the clock twice, also when somebody has set it back.
+func (s *State) afterPauses(at time.Time) time.Time {
+	if at.Before(s.StartedAt) {
+		at = s.StartedAt
+	}
+	for _, p := range s.Pauses {
+		if p.To.After(at) {
+			at = p.To
+		}
+	}
+	return at
 }
 
 // pause returns the pause that lasts, if there is one.
@@ -160,7 +166,7 @@ func (s *State) applyPhase(d Decision) bool {
 			return false
 		}
 		s.Phase, s.Reason = Paused, d.Reason
-		s.Pauses = append(s.Pauses, PauseSpan{From: d.At, Reason: d.Reason, ByGate: d.ByGate})
+		s.Pauses = append(s.Pauses, PauseSpan{From: s.afterPauses(d.At), Reason: d.Reason, ByGate: d.ByGate})
 	case Resume:
 		p := s.pause()
 		if p == nil {

@@ -83,7 +83,7 @@ func (v *validator) pct(path string, p float64) {
 }
 
 func (v *validator) amount(path string, a Amount) {
-	if a.N < 0 || (a.N != 0 && a.Pct != 0) || !(a.Pct >= 0 && a.Pct <= 100) {
+	if a.N < 0 || a.N != 0 && a.Pct != 0 || a.Pct != 0 && !(a.Pct >= minPct && a.Pct <= 100) {
 		v.add(path, "want a number of devices of at least 1, or a percentage up to 100 %%")
 	}
 }

@@ -53,6 +53,9 @@ type Amount struct {
 	Pct float64
 }
 
+// minPct is the least percentage: rounding up makes one device of it.
+const minPct = 1e-6
+
 // Devices is the Amount of exactly n.
 func Devices(n int) Amount { return Amount{N: n} }
 
@@ -108,7 +111,7 @@ func (a *Amount) UnmarshalJSON(b []byte) error {
 	}
 	digits, ok := strings.CutSuffix(s, "%")
 	p, err := strconv.ParseFloat(digits, 64)
-	if !ok || err != nil || !(p >= 1e-6 && p <= 100) {
+	if !ok || err != nil || !(p >= minPct && p <= 100) {
 		return fmt.Errorf("%q: %s", s, want)
 	}
 	*a = Amount{Pct: p}

@@ -53,10 +53,12 @@ type world struct {
 	log      []Decision
 	first    map[string]ota.Digest // what a device ran at its first offer
 	offers   map[string]int
-	again    map[string]int // retries and late assignments that allow one more offer
-	times    []Elapsed      // of all offers
-	joined   bool           // somebody joined late
+	again    map[string]int  // retries and late assignments that allow one more offer
+	times    []time.Duration // of all offers, by steady
+	steady   time.Duration   // what passed since the start without pauses, whatever the clock says
+	joined   bool            // somebody joined late
 	rejected map[string]bool
+	left     map[string]bool                  // was retired once
 	check    func(w *world, d Decision) error // before d is applied
 	err      error
 }
@@ -64,7 +66,7 @@ type world struct {
 func newWorld(spec Spec, fleet []Device, tempers map[string]temper) *world {
 	w := &world{spec: spec.Normalize(), state: New("r1"), fleet: fleet, actors: map[string]*actor{}, now: epoch,
 		tick: 10 * time.Second, rng: rand.New(rand.NewPCG(1, 2)), first: map[string]ota.Digest{},
-		offers: map[string]int{}, again: map[string]int{}, rejected: map[string]bool{}}
+		offers: map[string]int{}, again: map[string]int{}, rejected: map[string]bool{}, left: map[string]bool{}}
 	for i := range fleet {
 		fleet[i].LastSeen, fleet[i].OnlineSince = epoch, epoch
 		w.actors[fleet[i].ID] = &actor{temper: tempers[fleet[i].ID], runs: fleet[i].Release, desired: fleet[i].Release, left: -1}
@@ -113,7 +115,7 @@ func (w *world) do(d Decision) {
 			w.first[d.Device] = a.runs
 		}
 		w.offers[d.Device]++
-		w.times = append(w.times, w.state.Clock(w.now))
+		w.times = append(w.times, w.steady)
 		a.desired, a.attempt, a.left = d.Release, w.state.Exec[d.Device].Attempts, 4
 		if a.temper == slow {
 			a.left = 40
@@ -200,6 +202,9 @@ func (w *world) advance(d *Device, a *actor) {
 // step lets time pass, devices work, and the conductor plan.
 func (w *world) step() {
 	w.now = w.now.Add(w.tick)
+	if w.state.Phase != Paused {
+		w.steady += w.tick
+	}
 	for i := range w.fleet {
 		w.act(&w.fleet[i])
 	}
