@@ -43,7 +43,12 @@ type usageError struct{ error }
 // rolloutError says that a watched rollout ended without success.
 type rolloutError struct{ phase, reason string }
 
-func (e rolloutError) Error() string { return "rollout " + e.phase + ": " + e.reason }
+func (e rolloutError) Error() string {
+	if strings.HasPrefix(e.reason, e.phase) {
+		return "rollout " + e.reason
+	}
+	return "rollout " + e.phase + ": " + e.reason
+}
 
 // hinted carries what to do next beside the error.
 type hinted struct {

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"skein": main
 // TestScripts runs the scripts that specify the program, each against a
 // control plane of its own. Their commands beside those of testscript:
 //
-//	serve                     start the control plane, log in by environment
+//	serve [again]             start the control plane, again where it was, log in by environment
 //	unserve                   stop it
 //	code N skein ARG...       run the program and want exit code N
 //	json PATH VALUE           want a value in the JSON on standard output
@@ -81,9 +81,13 @@ func worldOf(ts *testscript.TestScript) *world {
 	return w
 }
 
-func serve(ts *testscript.TestScript, _ bool, _ []string) {
+func serve(ts *testscript.TestScript, _ bool, args []string) {
 	w := worldOf(ts)
-	s, err := controlplane.New(controlplane.Config{DataDir: w.dir, HTTPAddr: "127.0.0.1:0", DeviceAddr: "127.0.0.1:0", MQTTAddr: "127.0.0.1:0",
+	addr := "127.0.0.1:0"
+	if len(args) > 0 {
+		addr = w.server.Addrs().HTTP.String()
+	}
+	s, err := controlplane.New(controlplane.Config{DataDir: w.dir, HTTPAddr: addr, DeviceAddr: "127.0.0.1:0", MQTTAddr: "127.0.0.1:0",
 		Domain: "skein.local", Version: "v0.0.0-test"}, slog.New(slog.DiscardHandler))
 	ts.Check(err)
 	ctx, cancel := context.WithCancel(w.ctx)
@@ -95,7 +99,11 @@ func serve(ts *testscript.TestScript, _ bool, _ []string) {
 		ts.Fatalf("serve: %v", err)
 	}
 	w.server = s
-	w.stop = func() error { cancel(); return <-done }
+	w.stop = func() error {
+		w.stop = nil
+		cancel()
+		return <-done
+	}
 	ts.Defer(func() {
 		if w.stop != nil {
 			ts.Check(w.stop())
@@ -108,7 +116,6 @@ func serve(ts *testscript.TestScript, _ bool, _ []string) {
 func unserve(ts *testscript.TestScript, _ bool, _ []string) {
 	w := worldOf(ts)
 	ts.Check(w.stop())
-	w.stop = nil
 }
 
 func exitCode(ts *testscript.TestScript, neg bool, args []string) {
