@@ -196,6 +196,15 @@ func TestRevokedCertificate(t *testing.T) {
 	if err := s.tryAssign(d.id, "v1"); !has(err, "revoked") {
 		t.Errorf("assign to a revoked device: %v", err)
 	}
+	// A session that says nothing ends too, and at once.
+	silent := s.session(s.enroll().opts.Identity)
+	if _, err := s.op.Fleet.RevokeDevice(t.Context(), &fleetv1.RevokeDeviceRequest{Device: silent.id}); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if _, _, err := silent.await(packets.Pingresp); !errors.Is(err, errCut) || time.Since(began) > 5*time.Second {
+		t.Errorf("the silent session of a revoked device: %v after %s", err, time.Since(began))
+	}
 	d.serves() // what runs goes on
 	s.release("v2", version{bias: 2})
 	s.settle(other, "v2")
