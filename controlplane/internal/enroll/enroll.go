@@ -26,6 +26,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/pki"
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 	"github.com/skein-fleet/skein/ota"
+	"github.com/skein-fleet/skein/ota/trust"
 	"github.com/skein-fleet/skein/proto/wire"
 )
 
@@ -120,13 +121,28 @@ func (r *Request) check() error {
 	if err := fleet.CheckLabels(r.Labels); err != nil {
 		return fmt.Errorf("%w: %w", ErrRequest, err)
 	}
-	if n := len(r.SealKey); n != 0 && n != sealKeyLen {
-		return fmt.Errorf("%w: seal key is %d bytes, want an X25519 key of %d", ErrRequest, n, sealKeyLen)
+	if err := checkSealKey(r.SealKey); err != nil {
+		return err
 	}
 	if r.Target != "" {
 		if _, err := ota.ParseTarget(r.Target); err != nil {
 			return fmt.Errorf("%w: %w", ErrRequest, err)
 		}
+	}
+	return nil
+}
+
+// checkSealKey tries a seal key, if there is one: not every 32 bytes are a key
+// that something can be sealed to, and every later desired state would fail.
+func checkSealKey(key []byte) error {
+	if len(key) == 0 {
+		return nil
+	}
+	if len(key) != sealKeyLen {
+		return fmt.Errorf("%w: seal key is %d bytes, want an X25519 key of %d", ErrRequest, len(key), sealKeyLen)
+	}
+	if _, err := trust.Seal(key, "", nil); err != nil {
+		return fmt.Errorf("%w: seal key: %w", ErrRequest, err)
 	}
 	return nil
 }
@@ -265,8 +281,8 @@ func (k *Desk) Renew(ctx context.Context, peer pki.Peer, csr, sealKey []byte) (p
 	if err != nil {
 		return pki.Issued{}, fmt.Errorf("%w: %w", ErrRequest, err)
 	}
-	if n := len(sealKey); n != 0 && n != sealKeyLen {
-		return pki.Issued{}, fmt.Errorf("%w: seal key is %d bytes, want an X25519 key of %d", ErrRequest, n, sealKeyLen)
+	if err := checkSealKey(sealKey); err != nil {
+		return pki.Issued{}, err
 	}
 	if !bytes.Equal(spki, peer.Leaf.RawSubjectPublicKeyInfo) {
 		return pki.Issued{}, fmt.Errorf("%w: renewal keeps the key of the certificate; enrol again to change it", ErrRequest)

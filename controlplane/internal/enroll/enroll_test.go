@@ -188,3 +188,18 @@ func TestRequestsAreChecked(t *testing.T) {
 		t.Errorf("the token was harmed by bad requests: %v", err)
 	}
 }
+
+// A seal key to which nothing can be sealed is refused at the door: later it
+// would hold up everybody who wants to give the device a secret.
+func TestWeakSealKeyIsRefused(t *testing.T) {
+	k, _, _ := desk(t)
+	toks, err := k.CreateTokens(t.Context(), "t", TokenSpec{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range [][]byte{make([]byte, 32), {31: 0x80}, {1}} {
+		if _, err := k.Enroll(t.Context(), Request{Token: toks[0].Claim, CSR: csr(t), SealKey: key}); !errors.Is(err, ErrRequest) || !strings.Contains(err.Error(), "seal key") {
+			t.Errorf("%x: %v", key, err)
+		}
+	}
+}

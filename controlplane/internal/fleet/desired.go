@@ -148,7 +148,7 @@ func (f *Fleet) render(ctx context.Context, d *wire.Desired, dev store.Device, r
 	}
 	layers, err := f.layers(dev, params)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: device %s: %w", ErrParameter, dev.ID, err)
 	}
 	plain, err := manifest.Render(decls, layers...)
 	if err != nil {
@@ -163,7 +163,7 @@ func (f *Fleet) render(ctx context.Context, d *wire.Desired, dev store.Device, r
 			return nil, fmt.Errorf("%w: device %s enrolled without a seal key, so it cannot get the secret %s: enrol it again", ErrParameter, dev.ID, p.Key)
 		}
 		if plain[i].Value, err = trust.Seal(dev.SealKey, trust.SealAAD(dev.ID, p.Key), p.Value); err != nil {
-			return nil, fmt.Errorf("seal parameter %s for %s: %w", p.Key, dev.ID, err)
+			return nil, fmt.Errorf("%w: seal %s for device %s: %w", ErrParameter, p.Key, dev.ID, err)
 		}
 	}
 	d.Release, d.Params = &ref, plain

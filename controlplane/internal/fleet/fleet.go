@@ -172,6 +172,7 @@ type twin struct {
 	reportedHeld  wire.Generation // held when reported was sent
 	seen          seen
 	noise         rate
+	moves         rate
 	targetChanged bool
 }
 

@@ -160,17 +160,12 @@ func (f *Fleet) helloed(ctx context.Context, tw *twin, payload []byte) error {
 		return nil
 	}
 	tw.heard(now, h.ID.Boot)
-	tw.agent, tw.clockDoubtful = h.Agent, h.Clock.Doubtful
-	if h.Target != "" && h.Target != tw.dev.Target {
-		tw.dev.Target, tw.targetChanged = h.Target, true
-	}
-	if h.Hardware != "" && h.Hardware != tw.dev.Hardware {
-		tw.dev.Hardware, tw.targetChanged = h.Hardware, true
-	}
+	tw.agent, tw.clockDoubtful = cut(h.Agent, maxName), h.Clock.Doubtful
+	odd := tw.probed(now, h.Target, h.Hardware)
 	future := tw.setHeld(h.Held)
 	tw.sendAfter = time.Time{} // a new connection is answered at once
 	tw.mu.Unlock()
-	if err := f.afterHeld(ctx, tw, future); err != nil {
+	if err := errors.Join(f.afterHeld(ctx, tw, future), f.odd(ctx, tw, odd)); err != nil {
 		return err
 	}
 	tw.mu.Lock()
@@ -272,22 +267,30 @@ func (f *Fleet) report(ctx context.Context, tw *twin, msg []byte) error {
 	tw.reportCounter = r.Counter
 	tw.heard(now, r.ID.Boot)
 	future := tw.setHeld(r.Held)
+	var odd error
 	if r.Full != nil {
+		tidyReport(r.Full)
 		tw.reported, tw.reportedHeld = r.Full, r.Held.Generation
-		if r.Full.Target != "" && r.Full.Target != tw.dev.Target {
-			tw.dev.Target, tw.targetChanged = r.Full.Target, true
-		}
+		odd = tw.probed(now, r.Full.Target, "")
 	}
 	incomplete := tw.reported == nil
 	tw.mu.Unlock()
 	if incomplete {
 		f.queue.add(tw, workReport)
 	}
-	if err := f.afterHeld(ctx, tw, future); err != nil {
+	if err := errors.Join(f.afterHeld(ctx, tw, future), f.odd(ctx, tw, odd)); err != nil {
 		return err
 	}
 	f.queue.add(tw, workDesired)
 	return nil
+}
+
+// odd notes what was wrong with a message that was taken nevertheless.
+func (f *Fleet) odd(ctx context.Context, tw *twin, err error) error {
+	if err == nil {
+		return nil
+	}
+	return f.Noticed(ctx, tw.tenant, tw.id, "malformed", err.Error(), "")
 }
 
 func (f *Fleet) event(ctx context.Context, tw *twin, payload []byte) error {
@@ -295,6 +298,7 @@ func (f *Fleet) event(ctx context.Context, tw *twin, payload []byte) error {
 	if err := wire.Unmarshal(payload, &e); err != nil {
 		return err
 	}
+	tidyEvent(&e)
 	now := f.cfg.Now()
 	tw.mu.Lock()
 	repeat := tw.seen.has(e.ID)

@@ -75,7 +75,11 @@ func (f *Fleet) clear(tenant string, p store.Parameter) ([]byte, error) {
 	if !p.Secret {
 		return p.Value, nil
 	}
-	return f.cfg.Vault.Open(place(tenant, p), p.Value)
+	value, err := f.cfg.Vault.Open(place(tenant, p), p.Value)
+	if err != nil {
+		return nil, fmt.Errorf("read secret %s: %w: set it again if vault.key was replaced", p.Key, err)
+	}
+	return value, nil
 }
 
 // put replaces or appends p in params.
