@@ -233,7 +233,9 @@ func TestStuckSubscriber(t *testing.T) {
 	began := time.Now()
 	s.release("v2", version{bias: 2})
 	s.settle(d, "v2")
-	if took := time.Since(began); took > 4*time.Second {
+	// The broker's promise is one write deadline, 5 s, should the stuck ones hold
+	// every sender; the rest is the update itself.
+	if took := time.Since(began); took > 8*time.Second {
 		t.Errorf("the update of another device took %s beside %d stuck ones", took, stuck)
 	}
 	d.serves()
