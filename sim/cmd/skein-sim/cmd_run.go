@@ -34,6 +34,7 @@ type runOptions struct {
 	data      string
 	digits    string
 	perSecond int
+	blocks    time.Duration
 	events    string
 }
 
@@ -74,6 +75,7 @@ code is 3 when an expectation failed.`,
 	f.StringVar(&o.data, "data", "", "folder for all data; empty: a temporary one, removed at the end")
 	f.StringVar(&o.digits, "digits", "", "folder of the MNIST files; empty looks in the module cache")
 	f.IntVar(&o.perSecond, "per-second", 8, "inference requests per second and device")
+	f.DurationVar(&o.blocks, "block-every", 5*time.Second, "time between two blocks of telemetry")
 	f.StringVar(&o.events, "events", "", "with --scenario: file for the log of events")
 	return cmd
 }
@@ -89,16 +91,20 @@ func (a *app) runFleet(ctx context.Context, o runOptions) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, remove()) }()
-	seen, err := digits.Load(ctx, o.digits)
-	if err != nil {
-		return err
+	var seen *digits.Set // nobody looks without an application
+	if o.perSecond > 0 {
+		d, err := digits.Load(ctx, o.digits)
+		if err != nil {
+			return err
+		}
+		seen = &d.Test
 	}
 	fo := virtual.FleetOptions{
 		Devices: o.devices, Mix: mix, Seed: o.seed, Dir: filepath.Join(dir, "devices"), ServerURL: o.server,
 		Claim:  func(context.Context, map[string]string) (string, error) { return o.claim, nil },
-		Digits: &seen.Test, PerSecond: o.perSecond, Logger: a.logger(),
+		Digits: seen, PerSecond: o.perSecond, Logger: a.logger(),
 		Network: func(n int) shaper.Profile { return virtual.Networks[n%len(virtual.Networks)] },
-		Pace:    virtual.Pace{TelemetryEvery: time.Second, BlockEvery: 5 * time.Second, Heartbeat: 30 * time.Second, CheckEvery: time.Second},
+		Pace:    virtual.Pace{TelemetryEvery: time.Second, BlockEvery: o.blocks, Heartbeat: 30 * time.Second, CheckEvery: time.Second},
 	}
 	if o.server == "" {
 		p, err := plane.InProcess(ctx, filepath.Join(dir, "skeind"), o.http, a.logger())

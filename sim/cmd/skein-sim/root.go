@@ -103,6 +103,8 @@ Exit codes:
 		a.trainCmd(),
 		a.serveModelCmd(),
 		a.tegrastatsCmd(),
+		a.loadCmd(),
+		a.benchCmd(),
 	)
 	return cmd
 }
