@@ -204,7 +204,7 @@ func (a *Agent) checkDesired(ctx context.Context, d wire.Desired, s state.State)
 	id := a.identity.Load()
 	bare := d
 	bare.Release = nil
-	if err := trust.CheckDesired(bare, id.DeviceID, id.Tenant, s.Held, s.HighestCounter, trust.TargetInfo{}, a.now()); err != nil {
+	if err := trust.CheckDesired(bare, id.DeviceID, id.Tenant, s.Held, 0, trust.TargetInfo{}, a.now()); err != nil {
 		return err
 	}
 	if _, err := a.install(&d); err != nil {
@@ -223,7 +223,7 @@ func (a *Agent) checkDesired(ctx context.Context, d wire.Desired, s state.State)
 	if err != nil && !errors.Is(err, trust.ErrUnknownTarget) {
 		return fmt.Errorf("look up %s: %w", d.Release.Target, err)
 	}
-	if err := trust.CheckDesired(d, id.DeviceID, id.Tenant, s.Held, s.HighestCounter, info, a.now()); err != nil {
+	if err := trust.CheckDesired(d, id.DeviceID, id.Tenant, s.Held, s.HighestOf(d.Release.Target), info, a.now()); err != nil {
 		return &refusedRelease{d, err}
 	}
 	return nil

@@ -173,6 +173,30 @@ func TestRollback(t *testing.T) {
 	})
 }
 
+// TestAnotherName: counters are of a name, so a device may go to a younger
+// product and follow its releases.
+func TestAnotherName(t *testing.T) {
+	w, base := standard(t)
+	w.release("gate1", model{Bias: 5}, releaseOptions{counter: 1, golden: 5, name: "gate"})
+	w.release("gate2", model{Bias: 6}, releaseOptions{counter: 2, golden: 6, name: "gate"})
+	on(t, w, base, func(t *testing.T, d *device) {
+		w.want(2, "2")
+		settle(2 * time.Minute)
+		for i, version := range []string{"gate1", "gate2"} {
+			w.want(uint64(3+i), version)
+			settle(2 * time.Minute)
+			if got, err := d.runtime.answer(); err != nil || got != float32(5+i) {
+				t.Errorf("%s: answers %v, %v; report %+v", version, got, err, w.last())
+			}
+		}
+		w.want(5, "gate1")
+		settle(2 * time.Minute)
+		if got, _ := d.runtime.answer(); got != 6 || !w.event(trust.ClassRollback) {
+			t.Errorf("went back to an older release of the same name: answers %v", got)
+		}
+	})
+}
+
 func TestBadBlobs(t *testing.T) {
 	w, base := standard(t)
 	damage := func(change func([]byte) []byte) sourceFunc {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -152,9 +153,10 @@ type releaseOptions struct {
 	golden  float32 // bias that the golden set expects
 	target  string
 	params  []manifest.ParamDecl
+	name    string // "meter" when empty
 }
 
-// release publishes a release "meter" and lists it in the image repository.
+// release publishes a release and lists it in the image repository.
 func (w *world) release(version string, m model, o releaseOptions) wire.ReleaseRef {
 	w.t.Helper()
 	ctx := context.Background()
@@ -185,13 +187,13 @@ func (w *world) release(version string, m model, o releaseOptions) wire.ReleaseR
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	b := manifest.Build{Release: manifest.Release{Name: "meter", Version: version, Counter: o.counter, Model: "meter", ModelVersion: int64(o.counter), Soak: o.soak, Parameters: o.params},
+	b := manifest.Build{Release: manifest.Release{Name: cmp.Or(o.name, "meter"), Version: version, Counter: o.counter, Model: "meter", ModelVersion: int64(o.counter), Soak: o.soak, Parameters: o.params},
 		Targets: []ota.Target{target}, ONNX: weights, Golden: g}
 	ix, _, _, err := b.Write(ctx, put)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	ref := wire.ReleaseRef{Target: "releases/meter/" + version, Digest: ix.Digest.Sum(), Length: ix.Size, Counter: o.counter}
+	ref := wire.ReleaseRef{Target: "releases/" + cmp.Or(o.name, "meter") + "/" + version, Digest: ix.Digest.Sum(), Length: ix.Size, Counter: o.counter}
 	if err := w.repo.AddTarget(ctx, ref.Target, ix.Size, ix.Digest, trust.TargetCustom{Counter: o.counter}, bubbleStart); err != nil {
 		w.t.Fatal(err)
 	}

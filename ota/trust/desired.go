@@ -25,11 +25,11 @@ type TargetCustom struct {
 }
 
 // CheckDesired decides whether device may act on d, whose signature was
-// verified. held is the generation that it holds, highest the highest release
-// counter that it ever committed, image what the image repository says of
-// d.Release.Target (zero when it does not know it or there is no release). A
-// desired state of the generation held passes: it is the one held, sent again;
-// the caller compares digests. Every error is an *Attack.
+// verified. held is the generation that it holds, highest the highest counter
+// that it ever committed of the releases of that name, image what the image
+// repository says of d.Release.Target (zero when it does not know it or there
+// is no release). A desired state of the generation held passes: it is the one
+// held, sent again; the caller compares digests. Every error is an *Attack.
 func CheckDesired(d wire.Desired, device, tenant string, held wire.Generation, highest uint64, image TargetInfo, now time.Time) error {
 	refuse := func(class, format string, args ...any) error {
 		return &Attack{Class: class, Err: fmt.Errorf(format, args...)}

@@ -484,7 +484,7 @@ func (x *Executor) doCommit(ctx context.Context, a *attempt) (string, error) {
 			s.Previous = s.Current
 		}
 		s.Current, s.Update, s.Failure = &next, nil, nil
-		s.HighestCounter = max(s.HighestCounter, next.Counter)
+		s.Committed(next.TUFTarget, next.Counter)
 		x.countBytes(s)
 	})
 	if err != nil {

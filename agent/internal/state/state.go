@@ -12,6 +12,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"path"
 	"sync"
 	"time"
 
@@ -118,10 +120,14 @@ type State struct {
 	// BytesFetched is what the last update took from the network.
 	BytesFetched int64 `json:"bytes_fetched,omitzero"`
 
-	HighestCounter uint64    `json:"highest_counter"` // release counter ever committed
-	ReportCounter  uint64    `json:"report_counter"`  // all below may have been used
-	CmdCounter     uint64    `json:"cmd_counter"`
-	TrustedTime    time.Time `json:"trusted_time,omitzero"`
+	HighestCounter uint64 `json:"highest_counter"` // release counter ever committed
+	// Highest is the same by the name of the release, for which alone counters
+	// grow: the folder of its TUF target. Replaced as a whole, never changed.
+	Highest map[string]uint64 `json:"highest,omitzero"`
+
+	ReportCounter uint64    `json:"report_counter"` // all below may have been used
+	CmdCounter    uint64    `json:"cmd_counter"`
+	TrustedTime   time.Time `json:"trusted_time,omitzero"`
 }
 
 // Store holds the state in memory and on disk. It is safe for concurrent use.
@@ -192,12 +198,30 @@ func (st *Store) Change(f func(*State)) error {
 // reserve is how many report counters one durable write pays for.
 const reserve = 1024
 
+// HighestOf returns the highest counter that was ever committed of the releases
+// of the name that target belongs to.
+func (s State) HighestOf(target string) uint64 {
+	return s.Highest[path.Dir(target)]
+}
+
+// Committed notes the counter of a release that was made final.
+func (s *State) Committed(target string, counter uint64) {
+	s.HighestCounter = max(s.HighestCounter, counter)
+	next := maps.Clone(s.Highest)
+	if next == nil {
+		next = map[string]uint64{}
+	}
+	name := path.Dir(target)
+	next[name] = max(next[name], counter)
+	s.Highest = next
+}
+
 // Counter hands out report counters that grow over the life of the device,
 // reserving them in blocks so that not every report costs a durable write. A
 // block begins at the clock's milliseconds or where the last one ended,
-// whichever is later. So on a full disk, which a device must be able to report,
-// it goes on without a durable write, one counter at a time: they grow over a
-// restart too, and what is reserved later lies above them.
+// whichever is later. So on a disk that cannot be written, which a device must
+// be able to report, it goes on without a durable write, one counter at a time:
+// they grow over a restart too, and what is reserved later lies above them.
 type Counter struct {
 	store *Store
 	now   func() time.Time
@@ -216,13 +240,9 @@ func (c *Counter) Next() (uint64, error) {
 	if c.next >= c.limit {
 		from := max(c.store.Get().ReportCounter, c.limit, uint64(max(0, c.now().UnixMilli())))
 		err := c.store.Change(func(s *State) { s.ReportCounter = from + reserve })
-		switch {
-		case err == nil:
-			c.next, c.limit = from, from+reserve
-		case errors.Is(err, slot.ErrDiskFull):
-			c.next, c.limit = from, from+1
-		default:
-			return 0, err
+		c.next, c.limit = from, from+reserve
+		if err != nil {
+			c.limit = from + 1
 		}
 	}
 	c.next++

@@ -19,7 +19,7 @@ func full() State {
 	return State{Version: version, Starts: 1, Updates: 2, Held: i.Generation, HeldDigest: []byte{1}, Desired: []byte{2}, Current: i, Previous: i,
 		Update:       &Update{ID: "u", Install: *i, Attempts: 1, Undoing: true, Class: ota.Failed, Cause: "c", Step: ota.StepLoad},
 		Failure:      &Failure{Generation: i.Generation, Release: i.Release, Class: ota.Rejected, Step: ota.StepProve, Cause: "c", Time: time.Unix(5, 0).UTC()},
-		BytesFetched: 9, HighestCounter: 4, ReportCounter: 5, CmdCounter: 6}
+		BytesFetched: 9, HighestCounter: 4, Highest: map[string]uint64{"releases/m": 4}, ReportCounter: 5, CmdCounter: 6}
 }
 
 func TestChangeIsDurableOrNothing(t *testing.T) {
@@ -45,6 +45,24 @@ func TestChangeIsDurableOrNothing(t *testing.T) {
 	}
 	if got := st.Get().CmdCounter; got != 6 {
 		t.Errorf("counter %d after a change that was not written", got)
+	}
+}
+
+// TestCountersAreOfAName: a release of another name is no rollback, however
+// small its counter.
+func TestCountersAreOfAName(t *testing.T) {
+	var s State
+	s.Committed("releases/a/9", 9)
+	before := s
+	s.Committed("releases/b/1", 1)
+	s.Committed("releases/a/4", 4)
+	for target, want := range map[string]uint64{"releases/a/10": 9, "releases/b/2": 1, "releases/c/1": 0} {
+		if got := s.HighestOf(target); got != want {
+			t.Errorf("%s: %d, want %d", target, got, want)
+		}
+	}
+	if before.Highest["releases/b"] != 0 || s.HighestCounter != 9 {
+		t.Errorf("an earlier copy changed to %v; highest of all %d", before.Highest, s.HighestCounter)
 	}
 }
 
