@@ -24,6 +24,7 @@ func enrollCommand(s streams) *cobra.Command {
 	var root string
 	c := &cobra.Command{
 		Use: "enroll", Short: "Bring this device into the fleet", Args: noArgs,
+		Example: "  skein-agent enroll --server https://fleet.example.com:8443 --claim @/media/usb/claim --name cam-07",
 		Long: "Bring this device into the fleet. The claim is what skein token create prints; it names the CA of the\n" +
 			"control plane, so the device knows whom it talks to. Waits while approval is pending.",
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {

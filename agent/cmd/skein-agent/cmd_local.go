@@ -45,7 +45,7 @@ func printJSON(w io.Writer, m proto.Message) error {
 
 func statusCommand(s streams) *cobra.Command {
 	var l localFlags
-	c := &cobra.Command{Use: "status", Short: "Show what this device runs and how it does", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	c := &cobra.Command{Use: "status", Short: "Show what this device runs and how it does", Args: noArgs, Example: "  skein-agent status\n  skein-agent status -o json", RunE: func(cmd *cobra.Command, _ []string) error {
 		if err := l.check(); err != nil {
 			return err
 		}
@@ -94,7 +94,7 @@ func orNone(s string) string {
 
 func explainCommand(s streams) *cobra.Command {
 	var l localFlags
-	c := &cobra.Command{Use: "explain", Short: "Say in words what the device does and what holds it up", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	c := &cobra.Command{Use: "explain", Short: "Say in words what the device does and what holds it up", Args: noArgs, Example: "  skein-agent explain", RunE: func(cmd *cobra.Command, _ []string) error {
 		if err := l.check(); err != nil {
 			return err
 		}
@@ -118,7 +118,7 @@ func explainCommand(s streams) *cobra.Command {
 func logsCommand(s streams) *cobra.Command {
 	var l localFlags
 	var limit int32
-	c := &cobra.Command{Use: "logs", Short: "Show the newest lines of the agent's log", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	c := &cobra.Command{Use: "logs", Short: "Show the newest lines of the agent's log", Args: noArgs, Example: "  skein-agent logs -n 20", RunE: func(cmd *cobra.Command, _ []string) error {
 		if err := l.check(); err != nil {
 			return err
 		}
@@ -140,9 +140,10 @@ func logsCommand(s streams) *cobra.Command {
 }
 
 func tegrastatsCommand(s streams) *cobra.Command {
-	c := &cobra.Command{Use: "tegrastats", Short: "Work with tegrastats lines"}
+	c := &cobra.Command{Use: "tegrastats", Short: "Work with tegrastats lines", Example: "  tegrastats | skein-agent tegrastats parse"}
 	c.AddCommand(&cobra.Command{Use: "parse", Short: "Read lines on standard input, write one JSON object for each", Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return parseTegrastats(cmd.Context(), s) }})
+		Example: "  tegrastats --interval 1000 | skein-agent tegrastats parse | jq .power_mw",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return parseTegrastats(cmd.Context(), s) }})
 	return c
 }
 
@@ -152,7 +153,7 @@ func parseTegrastats(ctx context.Context, s streams) error {
 
 func versionCommand(s streams) *cobra.Command {
 	var output string
-	c := &cobra.Command{Use: "version", Short: "Show the version", Args: noArgs, RunE: func(*cobra.Command, []string) error {
+	c := &cobra.Command{Use: "version", Short: "Show the version", Args: noArgs, Example: "  skein-agent version -o json", RunE: func(*cobra.Command, []string) error {
 		if output == "json" {
 			return json.NewEncoder(s.out).Encode(map[string]string{"version": version, "built": buildTime().Format(time.RFC3339)})
 		}

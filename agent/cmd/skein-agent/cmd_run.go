@@ -42,6 +42,8 @@ func runCommand(s streams) *cobra.Command {
 	var o runOptions
 	c := &cobra.Command{
 		Use: "run", Short: "Run the agent until it is stopped", Args: noArgs,
+		Example: "  skein-agent run --config /etc/skein/agent.json\n  skein-agent run --check\n" +
+			"  skein-agent run --model-command \"skein-sim serve-model --addr {addr} --dir {dir} --model-file {model-file} --model {model} --version {version}\"",
 		Long: "Run the agent until it is stopped.\n\nModel servers are started with --model-command, whose words are parted by blanks and in which\n" +
 			"{addr} {dir} {model-file} {model} {version} {id} are replaced. A server that cannot ever load its\nmodel exits with 65, one without memory with 71.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return runAgent(cmd.Context(), s, o) },

@@ -83,22 +83,27 @@ type streams struct {
 }
 
 func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) error {
-	s := streams{in, out, errs}
+	root := rootCommand(streams{in, out, errs})
+	root.SetArgs(args)
+	return root.ExecuteContext(ctx)
+}
+
+func rootCommand(s streams) *cobra.Command {
 	var config string
 	root := &cobra.Command{
 		Use: "skein-agent", Short: "Skein on a device: keeps it on its desired release and tells how it does",
+		Example:      "  skein-agent enroll --server https://fleet.example.com:8443 --claim skein1....\n  skein-agent run\n  skein-agent status",
 		Long:         "Skein on a device: keeps it on its desired release and tells how it does.\n\n" + exitHelp,
 		SilenceUsage: true, SilenceErrors: true, Version: version,
 	}
-	root.SetArgs(args)
-	root.SetIn(in)
-	root.SetOut(out)
-	root.SetErr(errs)
+	root.SetIn(s.in)
+	root.SetOut(s.out)
+	root.SetErr(s.err)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.PersistentFlags().StringVar(&config, "config", "", "JSON file with the same names as the flags; flags win")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return applyConfig(cmd, config) }
 	root.AddCommand(runCommand(s), enrollCommand(s), statusCommand(s), explainCommand(s), logsCommand(s), tegrastatsCommand(s), versionCommand(s))
-	return root.ExecuteContext(ctx)
+	return root
 }
 
 // unreachable tells apart a socket without an agent from other errors.
