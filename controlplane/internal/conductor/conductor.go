@@ -116,6 +116,8 @@ type Conductor struct {
 	runs    []*run     // not over, oldest first
 	waiting []store.Decision
 	online  map[string]time.Time // since when a device is connected, as seen from here
+	seen    time.Time            // of the last look, here or in an earlier process
+	kept    time.Time            // seen, as it is in the store
 }
 
 // New returns a conductor; Load fills it.
@@ -128,11 +130,12 @@ func New(cfg Config) (*Conductor, error) {
 }
 
 // Load reads the rollouts that are not over, and what was decided and not
-// carried out.
+// carried out. The time since the last look of an earlier process counts for no
+// rollout.
 func (c *Conductor) Load(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.cfg.Store.View(ctx, func(tx *store.Tx) error {
+	err := c.cfg.Store.View(ctx, func(tx *store.Tx) error {
 		rows, err := tx.OpenRollouts(ctx)
 		if err != nil {
 			return err
@@ -144,9 +147,16 @@ func (c *Conductor) Load(ctx context.Context) error {
 			}
 			c.runs = append(c.runs, r)
 		}
+		if c.seen, err = lastSeen(ctx, tx); err != nil {
+			return err
+		}
 		c.waiting, err = tx.WaitingDecisions(ctx)
 		return err
 	})
+	if err != nil {
+		return err
+	}
+	return c.excuse(ctx, downAfter)
 }
 
 // Run conducts until ctx ends.
@@ -159,7 +169,7 @@ func (c *Conductor) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return c.leave(context.WithoutCancel(ctx))
 		case _, open := <-changes:
 			if !open {
 				changes = nil
@@ -189,6 +199,9 @@ const maxPause = 5 * time.Second
 func (c *Conductor) Step(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err := c.excuse(ctx, asleepAfter); err != nil {
+		return err
+	}
 	if err := c.carryOut(ctx); err != nil {
 		return err
 	}

@@ -110,6 +110,9 @@ func (c *Conductor) observe(r *run, d *draft, views map[string]*fleet.View, now 
 // the device has said nothing about it yet.
 func (r *run) report(d *draft, e rollout.Exec, v *fleet.View, now time.Time) (rep rollout.Report, ok bool) {
 	rep = rollout.Report{Device: v.ID, At: now, Attempt: e.Attempts}
+	if v.LastSeen.Before(now) && !v.LastSeen.IsZero() {
+		rep.At = v.LastSeen // an old word is no sign of life
+	}
 	// A heartbeat may say that a new desired state is held before the state
 	// that follows from it is reported.
 	if !v.Reported || !v.Converged || v.ReportedHeld != v.Held || RolloutID(v.Rollout) != r.row.ID {
