@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -70,6 +71,7 @@ type OwnPast struct {
 	MaxRegressedPct float64 // 0 means that one device is enough
 	MinSamples      int     // on each side of each device; at least 1
 	MinDevices      int     // that could be judged; half of the devices when 0
+	Unit            string  // of the metric, for people: seconds, bytes, celsius …; may be empty
 }
 
 // DeviceResult is the evidence of one device.
@@ -119,7 +121,7 @@ func (r OwnPast) Judge(samples []Sample) Result {
 			res.Judged, res.Devices, minDevices, need)
 	case 100*float64(res.Regressed) > r.MaxRegressedPct*float64(res.Judged):
 		res.Verdict = Fail
-		res.Reason = r.text(stat, res) + worst(res.Evidence)
+		res.Reason = r.text(stat, res) + r.worst(res.Evidence)
 	default:
 		res.Verdict = Pass
 		res.Reason = r.text(stat, res)
@@ -128,8 +130,11 @@ func (r OwnPast) Judge(samples []Sample) Result {
 }
 
 func (r OwnPast) text(stat Stat, res Result) string {
-	return fmt.Sprintf("%d of %d devices regressed: %s above %g times their own past and more than %g above it (allowed: %g %%)",
-		res.Regressed, res.Judged, stat, r.MaxRatio, r.Floor, r.MaxRegressedPct)
+	more := fmt.Sprintf("more than %g times its own past", r.MaxRatio)
+	if r.Floor > 0 {
+		more += " and over " + Figure(r.Floor, r.Unit) + " above it"
+	}
+	return fmt.Sprintf("%d of %d devices regressed: the %s is %s (allowed: %g %% of devices)", res.Regressed, res.Judged, stat, more, r.MaxRegressedPct)
 }
 
 func (r OwnPast) device(stat Stat, need int, s Sample) DeviceResult {
@@ -155,7 +160,7 @@ func (r OwnPast) device(stat Stat, need int, s Sample) DeviceResult {
 func usable(x float64) bool { return x >= 0 && !math.IsInf(x, 0) && !math.IsNaN(x) }
 
 // worst names the device that grew most, for the reason of a failed gate.
-func worst(ev []DeviceResult) string {
+func (r OwnPast) worst(ev []DeviceResult) string {
 	var w *DeviceResult
 	for i := range ev {
 		if d := &ev[i]; d.Regressed && (w == nil || d.After-d.Before > w.After-w.Before) {
@@ -165,7 +170,56 @@ func worst(ev []DeviceResult) string {
 	if w == nil {
 		return ""
 	}
-	return fmt.Sprintf("; worst: %s %.4g -> %.4g", w.Device, w.Before, w.After)
+	return fmt.Sprintf("; worst: %s, %s before and %s now", w.Device, Figure(w.Before, r.Unit), Figure(w.After, r.Unit))
+}
+
+// Figure writes a value in its unit for people, a unit as metric names end
+// with: 0.00907 seconds is 9.07 ms. An unknown unit stays as it is.
+func Figure(x float64, unit string) string {
+	switch unit {
+	case "":
+		return fmt.Sprintf("%.4g", x)
+	case "seconds":
+		return scaled(x, []scale{{1, "s"}, {1e-3, "ms"}, {1e-6, "µs"}})
+	case "bytes":
+		return scaled(x, []scale{{1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}, {1, "bytes"}})
+	case "celsius":
+		return fmt.Sprintf("%.3g °C", x)
+	case "watts":
+		return scaled(x, []scale{{1, "W"}, {1e-3, "mW"}})
+	case "percent":
+		return fmt.Sprintf("%.3g %%", x)
+	}
+	return fmt.Sprintf("%.4g %s", x, unit)
+}
+
+type scale struct {
+	one  float64
+	unit string
+}
+
+// scaled takes the largest unit of which there is at least one, or the last.
+func scaled(x float64, scales []scale) string {
+	last := scales[len(scales)-1]
+	for _, s := range scales {
+		if math.Abs(x) >= s.one {
+			last = s
+			break
+		}
+	}
+	if x == 0 {
+		last = scales[0]
+	}
+	return strconv.FormatFloat(round3(x/last.one), 'f', -1, 64) + " " + last.unit
+}
+
+// round3 keeps three digits.
+func round3(x float64) float64 {
+	r, err := strconv.ParseFloat(strconv.FormatFloat(x, 'g', 3, 64), 64)
+	if err != nil {
+		return x
+	}
+	return r
 }
 
 // String prints the verdict and one line for each device.

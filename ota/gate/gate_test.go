@@ -26,7 +26,7 @@ func TestOwnPast(t *testing.T) {
 		{"no device", rule, nil, Inconclusive, 0, "0 of 0 devices"},
 		{"no traffic is not success", rule, []Sample{pair("a", 50, 10, 0, 0), pair("b", 50, 10, 3, 10)}, Inconclusive, 0, "want 1 with 10 samples"},
 		{"steady", rule, []Sample{pair("a", 50, 10, 50, 10), pair("b", 50, 20, 50, 21)}, Pass, 0, "0 of 2"},
-		{"slow", rule, []Sample{pair("a", 50, 10, 50, 30), pair("b", 50, 20, 50, 70)}, Fail, 2, "worst: b 20 -> 70"},
+		{"slow", rule, []Sample{pair("a", 50, 10, 50, 30), pair("b", 50, 20, 50, 70)}, Fail, 2, "worst: b, 20 before and 70 now"},
 		{"ratio large but growth under the floor", rule, []Sample{pair("a", 50, 1, 50, 2.9), pair("b", 50, 1, 50, 2.9)}, Pass, 0, ""},
 		{"growth large but ratio small", rule, []Sample{pair("a", 50, 100, 50, 140)}, Pass, 0, ""},
 		{"from nothing", rule, []Sample{pair("a", 50, 0, 50, 5)}, Fail, 1, ""},
@@ -47,6 +47,26 @@ func TestOwnPast(t *testing.T) {
 				t.Errorf("evidence has %d lines, want %d:\n%s", lines, 1+len(tt.in), got)
 			}
 		})
+	}
+}
+
+func TestFigure(t *testing.T) {
+	for _, tt := range []struct {
+		x          float64
+		unit, want string
+	}{
+		{0.00907, "seconds", "9.07 ms"}, {0.0644, "seconds", "64.4 ms"}, {0.002, "seconds", "2 ms"}, {2.5, "seconds", "2.5 s"}, {1234, "seconds", "1230 s"}, {2e-5, "seconds", "20 µs"}, {1e-9, "seconds", "0.001 µs"},
+		{0, "seconds", "0 s"}, {3 << 20, "bytes", "3 MiB"}, {512, "bytes", "512 bytes"}, {71.26, "celsius", "71.3 °C"}, {0.5, "watts", "500 mW"}, {15, "watts", "15 W"}, {12.5, "percent", "12.5 %"},
+		{0.125, "", "0.125"}, {3, "frames", "3 frames"},
+	} {
+		if got := Figure(tt.x, tt.unit); got != tt.want {
+			t.Errorf("%g %s: got %q, want %q", tt.x, tt.unit, got, tt.want)
+		}
+	}
+	r := OwnPast{MaxRatio: 1.5, Floor: 0.002, MaxRegressedPct: 25, Unit: "seconds"}.Judge([]Sample{pair("cam-7", 9, 0.00907, 9, 0.0644)})
+	want := "1 of 1 devices regressed: the median is more than 1.5 times its own past and over 2 ms above it (allowed: 25 % of devices); worst: cam-7, 9.07 ms before and 64.4 ms now"
+	if r.Reason != want {
+		t.Errorf("got  %s\nwant %s", r.Reason, want)
 	}
 }
 

@@ -245,8 +245,8 @@ func (p *planner) mustAbort() string {
 		t := p.tally(w)
 		for _, r := range p.spec.Waves[w].Gate.Abort {
 			if n := t.failed[r.Failure]; r.fires(n, t.executed) {
-				return fmt.Sprintf("wave %q: %d of %d executed devices %s, limit %s", p.spec.Waves[w].Name,
-					n, t.executed, className(r.Failure), r.limit())
+				return fmt.Sprintf("wave %q: %d of %d devices that finished %s (limit: %s)%s", p.spec.Waves[w].Name,
+					n, t.executed, className(r.Failure), r.limit(), p.forExample(w, r.Failure))
 			}
 		}
 	}
@@ -278,14 +278,38 @@ func (r AbortRule) limit() string {
 	if r.Count > 0 {
 		return fmt.Sprintf("%d", r.Count)
 	}
-	return fmt.Sprintf("%g %% of at least %d", r.Pct, r.MinExecuted)
+	if r.MinExecuted <= 1 {
+		return fmt.Sprintf("%g %%", r.Pct)
+	}
+	return fmt.Sprintf("%g %%, from %d devices on", r.Pct, r.MinExecuted)
 }
 
 func className(c ota.FailureClass) string {
 	if c == AnyFailure {
-		return "failed in any way"
+		return "failed"
 	}
-	return string(c)
+	return "ended " + string(c)
+}
+
+// forExample says how the first device of a wave failed that did so with a
+// cause, for the reason of an abort.
+func (p *planner) forExample(w int, c ota.FailureClass) string {
+	rows := p.members(w)
+	for i := range rows {
+		e := p.exec(&rows[i])
+		if e.Wave == w && e.Executed() && e.Status == FailedState && (c == AnyFailure || c == e.Class) && e.Detail != "" {
+			return fmt.Sprintf("; for example %s, %s: %.200s", p.called(rows[i].id), e.Class, e.Detail)
+		}
+	}
+	return ""
+}
+
+// called is a device's name, and its id when it has none.
+func (p *planner) called(id string) string {
+	if d := p.dev[id]; d != nil && d.Labels["name"] != "" {
+		return d.Labels["name"]
+	}
+	return id
 }
 
 // metrics judges each metric rule of a wave over the devices that succeeded.
@@ -299,7 +323,7 @@ func (p *planner) metrics(w int) []gate.Result {
 	for i, r := range rules {
 		samples := make([]gate.Sample, 0, len(ids))
 		for _, id := range ids {
-			samples = append(samples, gate.Sample{Device: id, Pair: p.ev.Metrics[r.Name][id]})
+			samples = append(samples, gate.Sample{Device: p.called(id), Pair: p.ev.Metrics[r.Name][id]})
 		}
 		rule := r.rule()
 		rule.MinDevices = cmp.Or(rule.MinDevices, max(1, (due+1)/2))

@@ -557,3 +557,24 @@ func TestReportOfAnEarlierAttempt(t *testing.T) {
 		t.Error("a device that is not part of the rollout changed it")
 	}
 }
+
+// What a person reads of a stopped rollout names devices, causes and units.
+func TestReasonsAreForPeople(t *testing.T) {
+	spec := simple()
+	spec.Waves[0].Gate.Abort = []AbortRule{{Failure: AnyFailure, Count: 1}}
+	fleet := devices(4)
+	for i := range fleet {
+		fleet[i].Labels = map[string]string{"name": fmt.Sprintf("jetson-%d", i)}
+	}
+	w := newWorld(spec, fleet, all(fleet, refusing))
+	w.run(100)
+	if r := w.state.Reason; w.state.Phase != RolledBack || !strings.Contains(r, "devices that finished failed (limit: 1); for example jetson-") ||
+		!strings.Contains(r, "REJECTED: ") || strings.Contains(r, "0 keep") {
+		t.Errorf("%s: %s", w.state.Phase, r)
+	}
+	for name, want := range map[string]string{"skein_inference_latency_p50_seconds": "seconds", `x_bytes{model="a_b"}`: "bytes", "skein_fps": "", "seconds": "seconds", "requests_total": ""} {
+		if got := (MetricRule{Name: name}).unit(); got != want {
+			t.Errorf("%s: unit %q, want %q", name, got, want)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package rollout
 import (
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/gate"
+	"strings"
 )
 
 // Spec says which devices get which release, in which order, at what pace,
@@ -144,7 +145,19 @@ type MetricRule struct {
 
 func (m MetricRule) rule() gate.OwnPast {
 	return gate.OwnPast{Stat: m.Stat, MaxRatio: m.MaxRatio, Floor: m.Floor, MaxRegressedPct: m.MaxRegressedPct,
-		MinSamples: int(m.MinSamples), MinDevices: int(m.MinDevices)}
+		MinSamples: int(m.MinSamples), MinDevices: int(m.MinDevices), Unit: m.unit()}
+}
+
+// unit is the unit of the metric, by which names end: the _seconds of
+// skein_inference_latency_p50_seconds{model="meter"}.
+func (m MetricRule) unit() string {
+	name, _, _ := strings.Cut(m.Name, "{")
+	unit := name[strings.LastIndexByte(name, '_')+1:]
+	switch unit {
+	case "seconds", "bytes", "celsius", "watts", "percent":
+		return unit
+	}
+	return ""
 }
 
 // Budget bounds how many devices of one group may be unavailable at a time.

@@ -200,8 +200,22 @@ func (p *planner) unwind() {
 	if p.spec.OnAbort.Done == AbortRollback && touched > 0 {
 		phase = RolledBack
 	}
-	p.emit(Decision{Kind: FinishAbort, Phase: phase, Wave: p.st.Wave, Reason: fmt.Sprintf(
-		"%s: of %d devices that were offered the release, %d run again what ran before, %d keep it, %d have not confirmed", p.st.Reason, touched, restored, kept, lost)})
+	p.emit(Decision{Kind: FinishAbort, Phase: phase, Wave: p.st.Wave, Reason: p.st.Reason + "; " + aftermath(touched, restored, kept, lost)})
+}
+
+// aftermath says what became of the devices of an aborted rollout.
+func aftermath(touched, restored, kept, lost int) string {
+	if touched == 0 {
+		return "no device was offered the release"
+	}
+	text := fmt.Sprintf("of %d devices that were offered the release, %d run again what ran before", touched, restored)
+	if kept > 0 {
+		text += fmt.Sprintf(", %d keep it", kept)
+	}
+	if lost > 0 {
+		text += fmt.Sprintf(", %d have not confirmed", lost)
+	}
+	return text
 }
 
 // unwindOne does the next thing for one device of an aborted rollout, and
