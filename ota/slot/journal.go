@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/skein-fleet/skein/ota"
@@ -44,7 +45,8 @@ type Journal struct {
 	name  string
 
 	mu      sync.Mutex // guards all below
-	file    AppendFile
+	file    AppendFile // nil while it could not be opened
+	closed  bool
 	entries []Entry
 	good    int64 // bytes that are whole lines
 	dirty   bool  // an Append failed: cut back to good first
@@ -56,6 +58,7 @@ type Journal struct {
 // leaves of an append that had not returned, is cut off. If whole lines follow
 // a broken one, the file was damaged in another way: what is before the damage
 // is kept, the whole file is set aside as NAME.damaged, and Damaged says so.
+// On a read-only disk the journal can be read, and Append tries anew.
 func OpenJournal(f Files, name string) (*Journal, error) {
 	raw, err := f.ReadFile(name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -63,12 +66,12 @@ func OpenJournal(f Files, name string) (*Journal, error) {
 	}
 	entries, good, damaged := decode(raw)
 	if damaged {
-		if err := f.WriteFile(name+damagedStamp, raw); err != nil {
+		if err := f.WriteFile(name+damagedStamp, raw); err != nil && !errors.Is(err, syscall.EROFS) {
 			return nil, fmt.Errorf("set damaged journal aside: %w", err)
 		}
 	}
 	j := &Journal{files: f, name: name, entries: entries, good: good, torn: len(raw) - int(good), damaged: damaged}
-	if err := j.open(); err != nil {
+	if err := j.open(); err != nil && !errors.Is(err, syscall.EROFS) {
 		return nil, err
 	}
 	return j, nil
@@ -108,8 +111,13 @@ func (j *Journal) Append(e Entry) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.file == nil {
+	if j.closed {
 		return fmt.Errorf("append to journal %s: %w", j.name, fs.ErrClosed)
+	}
+	if j.file == nil { // the disk could not be written when it was opened
+		if err := j.open(); err != nil {
+			return err
+		}
 	}
 	if j.dirty {
 		if err := j.file.Truncate(j.good); err != nil {
@@ -164,6 +172,7 @@ func (j *Journal) Reset() error {
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.closed = true
 	if j.file == nil {
 		return nil
 	}

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -235,4 +237,45 @@ func FuzzJournal(f *testing.F) {
 			t.Fatalf("%d entries before, %d after one append", len(before), len(got))
 		}
 	})
+}
+
+// TestJournalOnReadOnlyDisk: it is read, and written once that is possible.
+func TestJournalOnReadOnlyDisk(t *testing.T) {
+	f := NewMem()
+	j, err := OpenJournal(f, "j/log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := Entry{Update: "u", Step: ota.StepFetch, State: wire.StepStarted}, Entry{Update: "u", Step: ota.StepFetch, State: wire.StepDone}
+	if err := errors.Join(j.Append(first), j.Close()); err != nil {
+		t.Fatal(err)
+	}
+	f.Hook(func(string, string) error { return syscall.EROFS })
+	if j, err = OpenJournal(f, "j/log"); err != nil || len(j.Entries()) != 1 {
+		t.Fatalf("read-only: %v", err)
+	}
+	if err := j.Append(second); !errors.Is(err, syscall.EROFS) {
+		t.Errorf("append: %v", err)
+	}
+	f.Hook(nil)
+	if err := j.Append(second); err != nil {
+		t.Fatal(err)
+	}
+	// A reset that stops half-way leaves a journal that works again later.
+	f.Hook(func(op, _ string) error {
+		if op == "sync" {
+			return syscall.EIO
+		}
+		return nil
+	})
+	if err := j.Reset(); err == nil {
+		t.Error("reset on a broken disk")
+	}
+	f.Hook(nil)
+	if err := errors.Join(j.Append(second), j.Close()); err != nil {
+		t.Errorf("after the repair: %v", err)
+	}
+	if err := j.Append(second); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("after close: %v", err)
+	}
 }
