@@ -135,7 +135,8 @@ type Agent struct {
 	watching lease
 	golden   goldenShare
 	held     holdReason
-	served   bool // the committed workload served; of the reconcile loop alone
+	asked    time.Time // when unknown keys last made the metadata be refreshed; of the accept loop alone
+	served   bool      // the committed workload served; of the reconcile loop alone
 
 	wakeReconcile, wakeReport, wakeEvents, wakeSpool, wakeRenew signal
 }
@@ -228,6 +229,7 @@ func (a *Agent) open() (err error) {
 		Logger: a.log, Target: func() ota.Target { return a.facts.Target }, Params: a.openParams, Agrees: a.agrees,
 		Free: o.Host.DiskFree, Now: o.Now, LoadTimeout: o.LoadTimeout, SoakEvery: o.SoakEvery,
 		Hook: o.StepHook, Observe: a.observeStep, Proven: a.observeProof,
+		Waiting: a.noteWaiting, Tend: a.tend, TendEvery: o.CheckEvery,
 	})
 	return nil
 }
@@ -308,25 +310,19 @@ func (a *Agent) Run(ctx context.Context) error {
 	return nil
 }
 
-// start learns what the device is and counts this start.
+// start learns what the device is and counts this start. A disk that cannot be
+// written, full or read-only, does not keep the committed release from serving.
 func (a *Agent) start(ctx context.Context) (err error) {
 	if a.facts, err = a.opts.Host.Facts(ctx); err != nil {
 		return fmt.Errorf("learn what this device is: %w", err)
 	}
 	err = a.state.Change(func(s *state.State) { s.Starts++ })
-	if errors.Is(err, slot.ErrDiskFull) {
-		a.board.Set(health.DiskFull, health.Critical, err.Error())
-	} else if err != nil {
-		return err
-	}
+	a.noteDisk(err)
 	if err := a.ids.boot(a.opts.Identity.DeviceID, a.facts.BootID, a.state.Get().Starts, err == nil); err != nil {
 		return err
 	}
 	if err := a.exec.NoteStart(); err != nil {
-		if !errors.Is(err, slot.ErrDiskFull) {
-			return err
-		}
-		a.board.Set(health.DiskFull, health.Critical, err.Error())
+		a.noteDisk(err)
 	}
 	return nil
 }

@@ -99,7 +99,7 @@ func (a *Agent) acceptLoop(ctx context.Context) error {
 		case errors.Is(err, errLater):
 			tries++
 			a.noteDisk(err)
-			a.held.set("trust", "the trust metadata cannot be refreshed: "+err.Error())
+			a.held.set("trust", "a desired state waits, because it cannot be verified yet: "+err.Error())
 			a.board.Set(health.TrustStale, health.Info, err.Error())
 			continue
 		case err != nil:
@@ -258,8 +258,12 @@ func (a *Agent) refreshTrust(ctx context.Context) error {
 	return err
 }
 
+// askKeysEvery is the least time between two refreshes for the sake of a
+// message that no known key has signed: anybody at the broker can send those.
+const askKeysEvery = time.Minute
+
 // verify returns the payload of a message of the director. When no known key
-// fits, the keys are refreshed once.
+// fits, the keys are refreshed, but not for each message.
 func (a *Agent) verify(ctx context.Context, aad string, raw []byte) ([]byte, error) {
 	keys, err := a.trust.DirectorKeys()
 	if err == nil {
@@ -267,6 +271,11 @@ func (a *Agent) verify(ctx context.Context, aad string, raw []byte) ([]byte, err
 		if !errors.Is(err, trust.ErrSignature) {
 			return payload, err
 		}
+		now := a.opts.Now()
+		if since := now.Sub(a.asked); since >= 0 && since < askKeysEvery {
+			return nil, fmt.Errorf("%w: no known key of the director has signed it, and they were refreshed %s ago", errLater, since.Round(time.Second))
+		}
+		a.asked = now
 	}
 	if err := a.refreshTrust(ctx); err != nil {
 		return nil, err
@@ -379,7 +388,7 @@ func (a *Agent) command(ctx context.Context, raw []byte) {
 	case wire.CmdReport:
 		a.wakeReport.set()
 	case wire.CmdSlowDown:
-		a.held.slow(span)
+		a.held.slow(span, a.opts.Now().Add(slowFor))
 		if s, ok := a.link.(link.Slower); ok {
 			s.SlowDown(span)
 		}
@@ -410,10 +419,14 @@ func (a *Agent) verifyCommand(ctx context.Context, raw []byte) (*wire.Cmd, error
 		return nil, &trust.Attack{Class: trust.ClassExpired, Err: fmt.Errorf("it expired at %s", time.Unix(cmd.ExpiresAt, 0).UTC().Format(time.RFC3339))}
 	}
 	if err := a.state.Change(func(s *state.State) { s.CmdCounter = cmd.Counter }); err != nil {
+		a.noteDisk(err)
 		return nil, fmt.Errorf("%w: %w", errLater, err)
 	}
 	return &cmd, nil
 }
+
+// slowFor is how long the control plane is spared after it asked for it.
+const slowFor = time.Hour
 
 // holdReason keeps what holds something up, for explain, and how long the
 // control plane asked to be slow.
@@ -421,6 +434,7 @@ type holdReason struct {
 	mu      sync.Mutex // guards what follows
 	reasons map[string]string
 	stretch time.Duration
+	until   time.Time // when stretch ends
 }
 
 func (h *holdReason) set(key, reason string) {
@@ -447,14 +461,17 @@ func (h *holdReason) list() []string {
 	return out
 }
 
-func (h *holdReason) slow(d time.Duration) {
+func (h *holdReason) slow(d time.Duration, until time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.stretch = d
+	h.stretch, h.until = d, until
 }
 
-func (h *holdReason) slowness() time.Duration {
+func (h *holdReason) slowness(now time.Time) time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if !now.Before(h.until) {
+		return 0
+	}
 	return h.stretch
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/skein-fleet/skein/agent/internal/health"
@@ -19,16 +21,27 @@ import (
 const (
 	retryMin = time.Second
 	retryMax = time.Minute
+
+	listTimeout = time.Minute
+	// maxRounds is how many plans in a row may each ask for something to be
+	// done before the next waits: a runtime that lies must not make a busy loop.
+	maxRounds = 10
 )
 
 // reconcileLoop plans and carries out, whenever something changed and every
 // CheckEvery; after an error again with full jitter.
 func (a *Agent) reconcileLoop(ctx context.Context) error {
-	failures := 0
+	failures, rounds := 0, 0
 	for {
-		err := a.reconcileOnce(ctx)
+		more, err := a.reconcileOnce(ctx)
 		if ctx.Err() != nil {
 			return nil
+		}
+		if rounds++; !more {
+			rounds = 0
+		}
+		if more && err == nil && rounds < maxRounds {
+			continue // look again at what is true now
 		}
 		wait := a.opts.CheckEvery
 		if err != nil {
@@ -49,30 +62,26 @@ func (a *Agent) reconcileLoop(ctx context.Context) error {
 }
 
 // reconcileOnce carries out one plan. An error of one decision does not keep
-// the next from being tried: a new release may be what cures the old one.
-func (a *Agent) reconcileOnce(ctx context.Context) error {
+// the next from being tried: a new release may be what cures the old one. more
+// says that something was done, so that there may be more to do.
+func (a *Agent) reconcileOnce(ctx context.Context) (more bool, err error) {
 	desired, err := a.desired()
 	if err != nil {
-		return err
+		return false, err
 	}
 	actual, err := a.actual(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	decisions := reconcile.Plan(desired, actual, a.now())
 	a.noteHold(decisions)
 	var errs []error
 	for _, d := range decisions {
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return false, ctx.Err()
 		}
 		if d.Kind == reconcile.Restore {
-			a.log.Info("restore the committed workload", "reason", d.Reason)
-			if a.served { // not after a start, when nothing is loaded yet
-				a.board.Set(health.WorkloadDown, health.Critical, d.Reason)
-				a.board.Event(wire.Event{ID: a.ids.next(), Kind: "crash", Message: d.Reason, Release: actual.Current.Release.Sum()})
-				a.served = false
-			}
+			a.noteDown(d.Reason, actual)
 		}
 		err := a.exec.Do(ctx, d)
 		if err != nil && !errors.Is(err, reconcile.ErrInterrupted) {
@@ -82,10 +91,46 @@ func (a *Agent) reconcileOnce(ctx context.Context) error {
 		a.wakeReport.set()
 	}
 	a.noteOutcome(ctx)
-	if len(errs) == 0 && len(decisions) > 0 && decisive(decisions) {
-		a.wakeReconcile.set() // look again at what is true now
+	return decisive(decisions), errors.Join(errs...)
+}
+
+// tend looks after the committed workload while a step of an update keeps the
+// reconcile loop from it, and runs within it.
+func (a *Agent) tend(ctx context.Context) {
+	actual, err := a.actual(ctx)
+	if err != nil {
+		a.log.Warn("look after the committed workload", "error", err)
+		return
 	}
-	return errors.Join(errs...)
+	if d, down := reconcile.Tend(actual); down {
+		a.noteDown(d.Reason, actual)
+		if err := a.exec.Do(ctx, d); err != nil && ctx.Err() == nil {
+			a.log.Warn("look after the committed workload", "error", err)
+		}
+	}
+	a.noteOutcome(ctx)
+}
+
+// noteDown tells that the committed workload does not serve.
+func (a *Agent) noteDown(reason string, actual reconcile.Actual) {
+	a.log.Info("restore the committed workload", "reason", reason)
+	if a.served { // not after a start, when nothing is loaded yet
+		a.board.Set(health.WorkloadDown, health.Critical, reason)
+		a.board.Event(wire.Event{ID: a.ids.next(), Kind: "crash", Message: reason, Release: actual.Current.Release.Sum()})
+		a.served = false
+	}
+}
+
+// noteWaiting keeps why a download waits.
+func (a *Agent) noteWaiting(err error) {
+	if err == nil {
+		a.held.set("download", "")
+		a.board.Clear(health.DownloadWaits)
+		return
+	}
+	text := "the download waits and is tried again within minutes: " + err.Error()
+	a.held.set("download", text)
+	a.board.Set(health.DownloadWaits, health.Warning, text)
 }
 
 // decisive reports whether the decisions change anything.
@@ -99,6 +144,8 @@ func decisive(ds []reconcile.Decision) bool {
 }
 
 func (a *Agent) actual(ctx context.Context) (reconcile.Actual, error) {
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
 	list, err := a.opts.Runtime.List(ctx)
 	if err != nil {
 		return reconcile.Actual{}, fmt.Errorf("list workloads: %w", err)
@@ -155,13 +202,18 @@ func serves(list []runtime.Status, id string) bool {
 	return false
 }
 
-// noteDisk keeps the condition of a full disk; nil clears it.
+// noteDisk keeps the conditions of a full disk and of one that cannot be
+// written; nil clears them.
 func (a *Agent) noteDisk(err error) {
+	_, failing := errors.AsType[*fs.PathError](err)
 	switch {
 	case err == nil:
 		a.board.Clear(health.DiskFull)
+		a.board.Clear(health.DiskFailing)
 	case errors.Is(err, slot.ErrDiskFull):
 		a.board.Set(health.DiskFull, health.Critical, err.Error())
+	case failing || errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.EIO):
+		a.board.Set(health.DiskFailing, health.Critical, err.Error())
 	}
 }
 

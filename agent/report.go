@@ -73,7 +73,7 @@ func (a *Agent) reportLoop(ctx context.Context) error {
 // control plane may stretch it.
 func (a *Agent) heartbeat() time.Duration {
 	every := a.opts.Heartbeat/2 + rand.N(a.opts.Heartbeat/2+1)
-	return max(every, a.held.slowness())
+	return max(every, a.held.slowness(a.opts.Now()))
 }
 
 func pause(ctx context.Context, d time.Duration) bool {

@@ -38,6 +38,9 @@ func (a *Agent) healthLoop(ctx context.Context) error {
 				a.board.Clear(health.DiskFull)
 			}
 		}
+		if a.board.Holds(health.DiskFailing) {
+			a.noteDisk(a.state.Change(func(*state.State) {})) // does it still?
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -46,12 +49,24 @@ func (a *Agent) healthLoop(ctx context.Context) error {
 	}
 }
 
-// serveLocal serves the unix socket, where one is configured.
+// serveLocal serves the unix socket, where one is configured. Without it the
+// device goes on: status is worth less than inference.
 func (a *Agent) serveLocal(ctx context.Context) error {
 	if a.opts.LocalSocket == "" {
 		return nil
 	}
-	return localapi.Serve(ctx, a.opts.LocalSocket, localapi.Source{Status: a.Status, Logs: a.opts.LogTail})
+	src := localapi.Source{Status: a.Status, Logs: a.opts.LogTail, Listening: func() { a.board.Clear(health.LocalSocket) }}
+	for {
+		err := localapi.Serve(ctx, a.opts.LocalSocket, src)
+		if ctx.Err() != nil {
+			return nil
+		}
+		a.log.Warn("local socket", "error", err, "again", retryMax)
+		a.board.Set(health.LocalSocket, health.Warning, "status, explain and logs are not served: "+err.Error())
+		if !pause(ctx, retryMax) {
+			return nil
+		}
+	}
 }
 
 // Status returns what the agent is and does now.

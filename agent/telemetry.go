@@ -167,7 +167,10 @@ func (a *Agent) sendLoop(ctx context.Context) error {
 			continue
 		}
 		if err != nil {
-			return err
+			if !a.spoolFailed(ctx, err) {
+				return nil
+			}
+			continue
 		}
 		payload, id, bare := sent.strip(f)
 		err = a.publish(ctx, f.Kind, payload)
@@ -185,9 +188,24 @@ func (a *Agent) sendLoop(ctx context.Context) error {
 			continue
 		}
 		if err := a.spool.Ack(f.Seq); err != nil {
-			return err
+			if !a.spoolFailed(ctx, err) {
+				return nil
+			}
+			continue // it is sent again, and dropped there as a repeat
 		}
+		a.board.Clear(health.SpoolFailing)
 	}
+}
+
+// spoolFailed says so and waits; it reports whether to go on. Telemetry that is
+// stuck is no reason to end what serves.
+func (a *Agent) spoolFailed(ctx context.Context, err error) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	a.log.Warn("read the spool", "error", err)
+	a.board.Set(health.SpoolFailing, health.Warning, "telemetry does not leave the spool: "+err.Error())
+	return pause(ctx, retryMax/2+rand.N(retryMax/2))
 }
 
 // schemas remembers which schema the other side holds on this connection.

@@ -27,6 +27,7 @@ const (
 // The names of conditions.
 const (
 	DiskFull            = "disk-full"            // a durable write found no space
+	DiskFailing         = "disk-failing"         // a durable write failed for another reason than space
 	DiskLow             = "disk-low"             // less than the reserve is free
 	TrustRefused        = "trust-refused"        // a message or metadata was refused as an attack
 	TrustStale          = "trust-stale"          // trust metadata cannot be refreshed
@@ -37,11 +38,14 @@ const (
 	UpdateFailed        = "update-failed"        // the last update was undone
 	UpdateHeld          = "update-held"          // an update waits, and why
 	GoldenFailed        = "golden-failed"        // the serving workload answers its golden set wrongly
+	DownloadWaits       = "download-waits"       // the bytes of a release cannot be had at the moment
 	WorkloadDown        = "workload-down"        // the committed workload does not serve
 	Overheating         = "overheating"          // a zone is close to its limit
 	Throttled           = "throttled"            // the hardware holds clocks down
 	SpoolDropping       = "spool-dropping"       // telemetry was thinned or lost
 	JournalDamaged      = "journal-damaged"      // the update journal was damaged and set aside
+	SpoolFailing        = "spool-failing"        // the spool cannot be read or written
+	LocalSocket         = "local-socket"         // status, explain and logs cannot be served
 	EventsDropped       = "events-dropped"       // more events than the queue holds
 )
 

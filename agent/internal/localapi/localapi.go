@@ -29,6 +29,8 @@ import (
 type Source struct {
 	Status func() Status
 	Logs   func(limit int) []string // nil: no log is kept
+	// Listening, when set, is called once the socket answers.
+	Listening func()
 }
 
 // ErrInUse is returned by Serve when another agent answers on the socket.
@@ -43,6 +45,9 @@ func Serve(ctx context.Context, path string, src Source) error {
 		c.Close()
 		return fmt.Errorf("%w: %s", ErrInUse, path)
 	}
+	if st, err := os.Lstat(path); err == nil && st.Mode()&fs.ModeSocket == 0 && (!st.Mode().IsRegular() || st.Size() > 0) {
+		return fmt.Errorf("listen on the local socket: %s is something else: give another --socket", path)
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove old local socket: %w", err)
 	}
@@ -53,6 +58,9 @@ func Serve(ctx context.Context, path string, src Source) error {
 	if err := os.Chmod(path, 0o660); err != nil {
 		l.Close()
 		return fmt.Errorf("listen on the local socket: %w", err)
+	}
+	if src.Listening != nil {
+		src.Listening()
 	}
 	mux := http.NewServeMux()
 	mux.Handle(agentlocalv1connect.NewLocalServiceHandler(&service{src}))

@@ -14,6 +14,7 @@ import (
 	"github.com/skein-fleet/skein/agent/runtime"
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/blob"
+	"github.com/skein-fleet/skein/ota/fetch"
 	"github.com/skein-fleet/skein/ota/manifest"
 	"github.com/skein-fleet/skein/ota/slot"
 	"github.com/skein-fleet/skein/ota/trust"
@@ -32,14 +33,16 @@ var (
 	ErrInterrupted = errors.New("update interrupted")
 )
 
-// Fetcher brings one blob into the local store.
+// Fetcher brings one blob into the local store, from the control plane or from
+// a source that may use Remote, whose bytes are counted.
 type Fetcher interface {
-	Fetch(ctx context.Context, desc manifest.Descriptor) error
+	FetchFrom(ctx context.Context, desc manifest.Descriptor, from fetch.Source) error
+	Remote() fetch.Source
 	BytesFetched() int64
 }
 
-// Config is what an Executor works with. Every field but Hook and Observe is
-// required.
+// Config is what an Executor works with. The functions that are only told
+// something, Tend and the times may be left out.
 type Config struct {
 	Files   slot.Files
 	Blobs   *blob.Store
@@ -65,18 +68,27 @@ type Config struct {
 	Hook func(ota.Step, wire.StepState)
 	// Observe is told every line of the journal once it is durable.
 	Observe func(slot.Entry)
-	// Proven is told the share of the golden set that was answered rightly.
+	// Proven is told whether the golden set was answered rightly.
 	Proven func(i *state.Install, ok bool)
+	// Waiting is told why a download waits for the network, nil once it goes on.
+	Waiting func(err error)
+	// Tend is called every TendEvery while a step runs that leaves the runtime
+	// alone, since a download may take days: it looks after what is committed
+	// and may let Do restore it. TendEvery 0 means 15 s.
+	Tend      func(ctx context.Context)
+	TendEvery time.Duration
 }
 
-// Executor carries out decisions. One goroutine uses it, but for Supersede.
+// Executor carries out decisions. One goroutine uses it, but for Supersede and
+// for Restore from within Tend.
 type Executor struct {
 	Config
 	counted int64 // bytes fetched that are in the state already
 
 	mu      sync.Mutex // guards what follows
 	cancel  context.CancelCauseFunc
-	running string // workload of the update that runs its steps
+	running string  // workload of the update that runs its steps
+	newest  *string // what Supersede was last told
 }
 
 // NewExecutor returns an executor; it starts nothing.
@@ -90,15 +102,21 @@ func NewExecutor(c Config) *Executor {
 	if c.Proven == nil {
 		c.Proven = func(*state.Install, bool) {}
 	}
-	if c.LoadTimeout <= 0 {
-		c.LoadTimeout = 10 * time.Minute
+	if c.Waiting == nil {
+		c.Waiting = func(error) {}
 	}
-	if c.ProveTimeout <= 0 {
-		c.ProveTimeout = 10 * time.Minute
+	if c.Tend == nil {
+		c.Tend = func(context.Context) {}
 	}
-	if c.SoakEvery <= 0 {
-		c.SoakEvery = time.Second
+	orDefault := func(d *time.Duration, def time.Duration) {
+		if *d <= 0 {
+			*d = def
+		}
 	}
+	orDefault(&c.LoadTimeout, 10*time.Minute)
+	orDefault(&c.ProveTimeout, 10*time.Minute)
+	orDefault(&c.SoakEvery, time.Second)
+	orDefault(&c.TendEvery, 15*time.Second)
 	return &Executor{Config: c}
 }
 
@@ -135,10 +153,11 @@ func (x *Executor) Do(ctx context.Context, d Decision) error {
 }
 
 // Supersede ends a running update of another workload than the one that is
-// wanted now; it is then undone.
+// wanted now, also one that is about to run; it is then undone.
 func (x *Executor) Supersede(wanted string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.newest = &wanted
 	if x.cancel != nil && x.running != wanted {
 		x.cancel(ErrSuperseded)
 	}
@@ -219,24 +238,27 @@ type attempt struct {
 	params  map[string]string
 }
 
+type doFunc func(context.Context, *attempt) (note string, err error)
+
 type stepFuncs struct {
-	step ota.Step
-	do   func(context.Context, *attempt) (note string, err error)
-	undo func(context.Context, *state.Update) error
+	step    ota.Step
+	touches bool // the runtime
+	do      doFunc
+	undo    func(context.Context, *state.Update) error
 }
 
 func (x *Executor) steps() []stepFuncs {
 	nothing := func(context.Context, *state.Update) error { return nil }
 	return []stepFuncs{
-		{ota.StepFetch, x.doFetch, x.undoFetch},
-		{ota.StepVerify, x.doVerify, nothing},
-		{ota.StepStage, x.doStage, x.undoStage},
-		{ota.StepBuild, x.doBuild, nothing},
-		{ota.StepLoad, x.doLoad, x.undoLoad},
-		{ota.StepProve, x.doProve, nothing},
-		{ota.StepSwitch, x.doSwitch, x.undoSwitch},
-		{ota.StepSoak, x.doSoak, nothing},
-		{ota.StepCommit, x.doCommit, nothing},
+		{ota.StepFetch, false, x.doFetch, x.undoFetch},
+		{ota.StepVerify, false, x.doVerify, nothing},
+		{ota.StepStage, false, x.doStage, x.undoStage},
+		{ota.StepBuild, false, x.doBuild, nothing},
+		{ota.StepLoad, true, x.doLoad, x.undoLoad},
+		{ota.StepProve, true, x.doProve, nothing},
+		{ota.StepSwitch, true, x.doSwitch, x.undoSwitch},
+		{ota.StepSoak, true, x.doSoak, nothing},
+		{ota.StepCommit, true, x.doCommit, nothing},
 	}
 }
 
@@ -277,19 +299,28 @@ func (x *Executor) setRunning(cancel context.CancelCauseFunc, id string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.cancel, x.running = cancel, id
+	if cancel != nil && x.newest != nil && *x.newest != id {
+		cancel(ErrSuperseded) // it was decided on before the newest was accepted
+	}
 }
 
 // step journals and runs one step. An update that ends here (by ctx or by the
 // process) leaves "started" as the last line.
 func (x *Executor) step(ctx context.Context, s stepFuncs, a *attempt) error {
-	if err := x.journal(a.update, s.step, wire.StepStarted, ""); err != nil {
-		return err
+	if !x.underWay(a.update.ID, s.step) { // else each restart would make the journal longer
+		if err := x.journal(a.update, s.step, wire.StepStarted, ""); err != nil {
+			return err
+		}
 	}
 	x.Hook(s.step, wire.StepStarted)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	note, err := s.do(ctx, a)
+	do := s.do
+	if !s.touches {
+		do = x.tended(do)
+	}
+	note, err := do(ctx, a)
 	if err != nil {
 		return err
 	}
@@ -383,6 +414,16 @@ func (x *Executor) noteCause(class ota.FailureClass, step ota.Step, cause string
 		x.Logger.Warn("the cause of the failed update is not durable yet", "cause", cause, "error", err)
 	}
 	return err != nil
+}
+
+// underWay reports whether the newest line says that this step was started.
+func (x *Executor) underWay(id string, step ota.Step) bool {
+	entries := x.Journal.Entries()
+	if len(entries) == 0 {
+		return false
+	}
+	last := entries[len(entries)-1]
+	return last.Update == id && last.Step == step && last.State == wire.StepStarted
 }
 
 // noteFailedStep writes the failed line once.

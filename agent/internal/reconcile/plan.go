@@ -97,6 +97,10 @@ func Plan(desired *Desired, a Actual, now time.Time) []Decision {
 	return out
 }
 
+// Tend says whether the committed workload must be brought to serve while an
+// update has not come as far as the runtime.
+func Tend(a Actual) (Decision, bool) { return restore(a) }
+
 // restore says whether the committed workload must be brought to serve.
 func restore(a Actual) (Decision, bool) {
 	if a.Current == nil {

@@ -7,16 +7,20 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"sync"
+	"time"
 
 	"github.com/skein-fleet/skein/agent/internal/state"
 	"github.com/skein-fleet/skein/agent/runtime"
 	"github.com/skein-fleet/skein/ota"
+	"github.com/skein-fleet/skein/ota/blob"
 	"github.com/skein-fleet/skein/ota/manifest"
 )
 
 // restore brings the committed workload to serve, without the network. Staged
 // files that do not load, or do not answer the golden set, are laid out again
-// from the verified blobs once before it gives up.
+// from the verified blobs once before it gives up; only for a blob that the
+// disk has damaged is the network asked.
 func (x *Executor) restore(ctx context.Context) error {
 	cur := x.State.Get().Current
 	if cur == nil {
@@ -31,7 +35,7 @@ func (x *Executor) restore(ctx context.Context) error {
 		return err
 	}
 	x.Logger.Warn("the committed workload is laid out again", "release", cur.Release.Short(), "error", err)
-	c, rerr := x.read(ctx, cur)
+	c, rerr := x.heal(ctx, cur)
 	if rerr == nil {
 		rerr = x.stage(ctx, cur, c)
 	}
@@ -45,6 +49,75 @@ func (x *Executor) restore(ctx context.Context) error {
 		return fmt.Errorf("restore %s %s: %w", cur.Name, cur.Version, err)
 	}
 	return nil
+}
+
+// healTimeout bounds the wait for the network in heal: what else there is to do
+// for the device waits with it.
+const healTimeout = time.Minute
+
+// heal checks the blobs of the committed release and fetches again those that
+// are damaged or gone.
+func (x *Executor) heal(ctx context.Context, cur *state.Install) (*contents, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, healTimeout, fmt.Errorf("not fetched in %s", healTimeout))
+	defer cancel()
+	if err := x.wholeBlob(ctx, manifest.Descriptor{MediaType: manifest.MediaIndex, Digest: cur.Release, Size: cur.Length}); err != nil {
+		return nil, err
+	}
+	_, desc, err := x.selectManifest(ctx, cur)
+	if err != nil {
+		return nil, err
+	}
+	if err := x.wholeBlob(ctx, desc); err != nil {
+		return nil, err
+	}
+	c, err := x.read(ctx, cur)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range c.layers {
+		if err := x.wholeBlob(ctx, l); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+func (x *Executor) wholeBlob(ctx context.Context, d manifest.Descriptor) error {
+	err := x.Blobs.Verify(ctx, d.Digest)
+	switch {
+	case errors.Is(err, blob.ErrDigestMismatch):
+		if err := x.Blobs.Delete(d.Digest); err != nil {
+			return fmt.Errorf("delete damaged blob: %w", err)
+		}
+	case !errors.Is(err, blob.ErrNotFound):
+		return err
+	}
+	x.Logger.Warn("a blob of the committed release is damaged and fetched again", "blob", d.Digest.Short(), "error", err)
+	return x.Fetch.Fetch(ctx, d)
+}
+
+// tended is do with the committed workload looked after meanwhile. Both have
+// ended when it returns.
+func (x *Executor) tended(do doFunc) doFunc {
+	return func(ctx context.Context, a *attempt) (string, error) {
+		over := make(chan struct{})
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		defer close(over)
+		wg.Go(func() {
+			tick := time.NewTicker(x.TendEvery)
+			defer tick.Stop()
+			for {
+				select {
+				case <-over:
+					return
+				case <-tick.C:
+					x.Tend(ctx)
+				}
+			}
+		})
+		return do(ctx, a)
+	}
 }
 
 // bringUp loads, lets serve, and proves what serves.
@@ -110,11 +183,14 @@ func (x *Executor) unloadOthers(ctx context.Context, id string) error {
 }
 
 // collect removes staged folders and blobs that neither the committed release
-// nor the one before needs.
-func (x *Executor) collect() error {
+// nor the one before needs, but for those to spare.
+func (x *Executor) collect(spare ...ota.Digest) error {
 	s := x.State.Get()
 	keep := []*state.Install{s.Current, s.Previous}
 	blobs, dirs := map[ota.Digest]bool{}, map[string]bool{}
+	for _, d := range spare {
+		blobs[d] = true
+	}
 	for _, i := range keep {
 		if i == nil {
 			continue

@@ -24,6 +24,8 @@ const (
 	// diskReserve stays free after an update, for state, journal and spool.
 	diskReserve = 32 << 20
 	completeTag = "complete.json"
+	// lookTimeout bounds one question to the runtime.
+	lookTimeout = time.Minute
 )
 
 // contents is what the index and the manifest say for this device.
@@ -66,6 +68,10 @@ func (x *Executor) read(ctx context.Context, i *state.Install) (*contents, error
 	c.blobs = []ota.Digest{i.Release, desc.Digest}
 	for _, l := range m.Layers {
 		c.blobs = append(c.blobs, l.Digest)
+		// Its chunk index is kept, when it is here, for the next update.
+		if s, err := l.Savings(); err == nil && s.Chunks != nil && x.Blobs.Has(s.Chunks.Digest) {
+			c.blobs = append(c.blobs, s.Chunks.Digest)
+		}
 	}
 	return c, nil
 }
@@ -100,15 +106,24 @@ func (x *Executor) doFetch(ctx context.Context, a *attempt) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := x.room(c); err != nil {
+	err = x.room(c)
+	if errors.Is(err, slot.ErrDiskFull) { // what failed updates left may be in the way
+		if err := x.collect(c.blobs...); err != nil {
+			return "", err
+		}
+		err = x.room(c)
+	}
+	if err != nil {
 		return "", err
 	}
+	b := x.newBringer(ctx)
+	b.predicted = x.Fetch.BytesFetched() - before // index and manifest
 	for _, l := range c.layers {
-		if err := x.fetch(ctx, l); err != nil {
+		if err := b.layer(ctx, l); err != nil {
 			return "", err
 		}
 	}
-	return fmt.Sprintf("%d bytes", x.Fetch.BytesFetched()-before), nil
+	return b.account(x.Fetch.BytesFetched() - before), nil
 }
 
 // room refuses before the first byte what would not fit: the missing blobs,
@@ -137,6 +152,7 @@ func (x *Executor) room(c *contents) error {
 
 // fetch brings one blob and goes on trying while the network is what fails.
 func (x *Executor) fetch(ctx context.Context, d manifest.Descriptor) error {
+	defer x.Waiting(nil)
 	for try := 0; ; try++ {
 		err := x.Fetch.Fetch(ctx, d)
 		if err == nil {
@@ -145,11 +161,12 @@ func (x *Executor) fetch(ctx context.Context, d manifest.Descriptor) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		for _, final := range []error{fetch.ErrNotFound, fetch.ErrForbidden, blob.ErrDigestMismatch, blob.ErrTooLong, blob.ErrTruncated, slot.ErrDiskFull, manifest.ErrMalformed} {
+		for _, final := range []error{fetch.ErrNotFound, fetch.ErrForbidden, fetch.ErrUnusable, blob.ErrDigestMismatch, blob.ErrTooLong, blob.ErrTruncated, slot.ErrDiskFull, manifest.ErrMalformed} {
 			if errors.Is(err, final) {
 				return err
 			}
 		}
+		x.Waiting(err)
 		x.Logger.Info("download waits for the network", "blob", d.Digest.Short(), "error", err)
 		pause := time.NewTimer(time.Duration(rand.Int64N(int64(min(time.Minute, time.Second<<min(try, 8)))) + 1))
 		select {
@@ -408,6 +425,8 @@ func (x *Executor) infer(ctx context.Context, id string, g *manifest.Golden, n i
 }
 
 func (x *Executor) doSwitch(ctx context.Context, a *attempt) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, lookTimeout, fmt.Errorf("not switched after %s", lookTimeout))
+	defer cancel()
 	if err := x.Runtime.Switch(ctx, a.install.WorkloadID()); err != nil {
 		return "", fmt.Errorf("switch requests: %w", err)
 	}
@@ -447,13 +466,27 @@ func (x *Executor) doSoak(ctx context.Context, a *attempt) (string, error) {
 			return fmt.Sprintf("%s, %d looks", a.install.Soak, looks), nil
 		case <-tick.C:
 		}
-		if err := x.serving(ctx, id); err != nil {
+		if err := x.look(ctx, id, a.golden, looks%len(a.golden.Cases)); err != nil {
 			return "", err
 		}
-		if _, err := x.infer(ctx, id, a.golden, looks%len(a.golden.Cases)); err != nil {
-			return "", fmt.Errorf("while soaking: %w", err)
-		}
 	}
+}
+
+// look asks once whether a soaking workload serves and answers: one that hangs
+// has failed.
+func (x *Executor) look(ctx context.Context, id string, g *manifest.Golden, n int) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, lookTimeout, fmt.Errorf("no answer after %s", lookTimeout))
+	defer cancel()
+	if err := x.serving(ctx, id); err != nil {
+		return err
+	}
+	if _, err := x.infer(ctx, id, g, n); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = fmt.Errorf("%w (%w)", cause, err)
+		}
+		return fmt.Errorf("while soaking: %w", err)
+	}
+	return nil
 }
 
 func (x *Executor) serving(ctx context.Context, id string) error {
