@@ -56,7 +56,7 @@ func TestScripts(t *testing.T) {
 			e.Values[worldKey{}] = &world{ctx: t.Context(), dir: filepath.Join(e.WorkDir, ".skeind"), devices: map[string]*device{}}
 			return nil
 		},
-		Deadline: time.Now().Add(2 * time.Minute),
+		Deadline: time.Now().Add(5 * time.Minute),
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve": serve, "unserve": unserve, "code": exitCode, "json": wantJSON, "capture": capture, "devices": addDevices, "enrol": enrol,
 			"report": report, "event": event, "model": writeModel, "envfile": envFile, "await": await, "flaky": flaky, "heal": heal, "stranger": startStranger,
