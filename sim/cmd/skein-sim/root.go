@@ -105,6 +105,7 @@ Exit codes:
 		a.tegrastatsCmd(),
 		a.loadCmd(),
 		a.benchCmd(),
+		a.modelCmd(),
 	)
 	return cmd
 }
