@@ -6,6 +6,7 @@ import (
 	"hash/maphash"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
 	"strings"
 	"sync"
@@ -38,6 +39,11 @@ type tree struct {
 	// locks serialise writers of the same name, so that they can share one
 	// temporary name and leave at most one unfinished file behind.
 	locks [64]sync.Mutex
+
+	dirs sync.Mutex // serialises mkdirAll and guards what follows
+	// durable holds directories whose names this process has synced; a
+	// directory that an earlier process made may not be durable yet.
+	durable map[string]bool
 }
 
 func (t *tree) lock(name string) *sync.Mutex {
@@ -125,6 +131,7 @@ func (t *tree) Remove(name string) error {
 	if name == "." {
 		return fmt.Errorf("%w: will not remove the whole directory", ErrBadName)
 	}
+	t.forget(name)
 	if err := t.d.removeAll(name); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -146,26 +153,44 @@ func (t *tree) MkdirAll(name string) error {
 	return t.mkdirAll(name)
 }
 
-// mkdirAll makes each missing part and syncs the directory it was made in.
+// mkdirAll makes each missing part. When it returns, the names of all parts are
+// durable, whoever made them.
 func (t *tree) mkdirAll(name string) error {
+	t.dirs.Lock()
+	defer t.dirs.Unlock()
+	return t.makeDirs(name)
+}
+
+func (t *tree) makeDirs(name string) error {
 	if name == "." {
 		return nil
 	}
-	err := t.d.mkdir(name)
-	switch {
-	case errors.Is(err, fs.ErrExist):
+	if t.durable[name] && errors.Is(t.d.mkdir(name), fs.ErrExist) {
 		return nil
-	case errors.Is(err, fs.ErrNotExist):
-		if err := t.mkdirAll(path.Dir(name)); err != nil {
-			return err
-		}
-		if err := t.d.mkdir(name); err != nil && !errors.Is(err, fs.ErrExist) {
-			return wrap("make directory", name, err)
-		}
-	case err != nil:
+	}
+	if err := t.makeDirs(path.Dir(name)); err != nil {
+		return err
+	}
+	if err := t.d.mkdir(name); err != nil && !errors.Is(err, fs.ErrExist) {
 		return wrap("make directory", name, err)
 	}
-	return wrap("make directory", name, t.d.syncDir(path.Dir(name)))
+	if err := t.d.syncDir(path.Dir(name)); err != nil {
+		return wrap("make directory", name, err)
+	}
+	if t.durable == nil {
+		t.durable = map[string]bool{}
+	}
+	t.durable[name] = true
+	return nil
+}
+
+// forget drops what is known of a name that is going away, and of all below it.
+func (t *tree) forget(name string) {
+	t.dirs.Lock()
+	defer t.dirs.Unlock()
+	maps.DeleteFunc(t.durable, func(dir string, _ bool) bool {
+		return dir == name || strings.HasPrefix(dir, name+"/")
+	})
 }
 
 // ReadDir implements Files.
@@ -196,6 +221,7 @@ func (t *tree) Rename(old, new string) error {
 	if err := t.mkdirAll(path.Dir(new)); err != nil {
 		return err
 	}
+	t.forget(old)
 	if err := t.d.rename(old, new); err != nil {
 		return wrap("rename "+old+" to", new, err)
 	}
@@ -215,16 +241,20 @@ func (t *tree) OpenAppend(name string) (AppendFile, error) {
 	mu.Lock()
 	defer mu.Unlock()
 	f, err := t.d.openAppend(name)
-	if err == nil {
-		return f, nil
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, wrap("append to", name, err)
 	}
-	if err := t.mkdirAll(path.Dir(name)); err != nil {
-		return nil, err
+	// One that is there may have been made by a process that was killed before
+	// it made the name durable.
+	if derr := t.mkdirAll(path.Dir(name)); derr != nil {
+		if err == nil {
+			derr = errors.Join(derr, f.Close())
+		}
+		return nil, derr
 	}
-	f, err = t.d.create(name)
+	if err != nil {
+		f, err = t.d.create(name)
+	}
 	if err != nil {
 		return nil, wrap("append to", name, err)
 	}
