@@ -44,11 +44,13 @@ type Server struct {
 	now      func() time.Time
 
 	// State, from the disk upwards.
-	files *slot.Dir
-	db    *store.DB
-	ca    *pki.Authority
-	trust *trust.Repo
-	admin string
+	files   *slot.Dir
+	blobDir *slot.Dir
+	db      *store.DB
+	ca      *pki.Authority
+	trust   *trust.Repo
+	admin   string
+	fresh   bool // the admin credential was made at this start
 
 	// Parts, in the order in which they know each other.
 	blobs   *blobs.Server
@@ -97,11 +99,10 @@ func (s *Server) wireParts(context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("director key: %w", err)
 	}
-	blobDir, err := slot.OpenDir(filepath.Join(s.cfg.DataDir, "blobs"))
-	if err != nil {
+	if s.blobDir, err = slot.OpenDir(filepath.Join(s.cfg.DataDir, "blobs")); err != nil {
 		return err
 	}
-	s.blobs = blobs.New(blobs.Options{Files: blobDir, Manifests: manifests{s}, Logger: s.logger})
+	s.blobs = blobs.New(blobs.Options{Files: s.blobDir, Manifests: manifests{s}, Logger: s.logger})
 	s.catalog, err = release.New(release.Config{Store: s.db, Blobs: s.blobs.Store(), Repository: s.trust, Targets: s.targets, Logger: s.logger})
 	if err != nil {
 		return err
@@ -201,8 +202,10 @@ func (s *Server) Close() error {
 		if s.db != nil {
 			errs = append(errs, s.db.Close())
 		}
-		if s.files != nil {
-			errs = append(errs, s.files.Close())
+		for _, dir := range []*slot.Dir{s.blobDir, s.files} {
+			if dir != nil {
+				errs = append(errs, dir.Close())
+			}
 		}
 		s.closeErr = errors.Join(errs...)
 	})
@@ -243,6 +246,10 @@ func (s *Server) LoginHint() string {
 	if _, err := os.Stat(s.adminFile()); err != nil {
 		return "log in with a credential made by: skein credential create"
 	}
-	return fmt.Sprintf("admin token: %s (in %s)\ndashboard:   http://%s/\ncommand line: skein login --server http://%s --token $(cat %s)",
-		s.admin, s.adminFile(), s.addrs.HTTP, s.addrs.HTTP, s.adminFile())
+	hint := fmt.Sprintf("admin token:  in %s\ndashboard:    http://%s/\ncommand line: skein login --server http://%s --token $(cat %s)",
+		s.adminFile(), s.addrs.HTTP, s.addrs.HTTP, s.adminFile())
+	if s.fresh { // once: what is printed at every start stays in logs
+		hint = "admin token:  " + s.admin + "\n" + hint
+	}
+	return hint
 }

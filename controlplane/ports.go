@@ -16,6 +16,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/auth"
 	"github.com/skein-fleet/skein/controlplane/internal/pki"
 	"github.com/skein-fleet/skein/controlplane/internal/rpc"
+	"github.com/skein-fleet/skein/controlplane/internal/store"
 )
 
 // graceful is how long calls may still run when the server stops.
@@ -96,13 +97,25 @@ func (s *Server) people() http.Handler {
 // mountApps adds what stands above the fleet: artifacts, releases, rollouts, series.
 func (s *Server) mountApps(mux *http.ServeMux) {
 	rpc.MountApps(mux, rpc.AppDeps{Catalog: s.catalog, Conductor: s.rollout, Fleet: s.fleet, Guard: s.guard, Logger: s.logger})
-	mux.Handle("/v2/", s.guard.Protect(auth.Viewer, auth.Operator, s.blobs.People()))
-	mux.Handle("/api/v1/", s.guard.Protect(auth.Viewer, auth.Viewer, s.series.Handler()))
+	mux.Handle("/v2/", s.guard.Protect(auth.Viewer, auth.Operator, defaultTenant(s.blobs.People())))
+	mux.Handle("/api/v1/", s.guard.Protect(auth.Viewer, auth.Viewer, defaultTenant(s.series.Handler())))
+}
+
+// defaultTenant keeps other tenants away from what is not kept apart by
+// tenant: blobs by digest, and series.
+func defaultTenant(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if auth.Tenant(r.Context()) != store.DefaultTenant {
+			http.Error(w, "not allowed: blobs and series are served to the default tenant only", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // localOr lets programs on this host in, others with a credential.
 func (s *Server) localOr(g *auth.Guard, next http.Handler) http.Handler {
-	guarded := g.Protect(auth.Viewer, auth.Viewer, next)
+	guarded := g.Protect(auth.Viewer, auth.Viewer, defaultTenant(next))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, err := net.SplitHostPort(r.RemoteAddr)
 		if err == nil && net.ParseIP(host).IsLoopback() && r.Header.Get("X-Forwarded-For") == "" {
@@ -152,7 +165,9 @@ func (s *Server) debug() http.Handler {
 // everything else does.
 func (s *Server) devices() http.Handler {
 	mux := http.NewServeMux()
-	rpc.MountEnroll(mux, rpc.EnrollDeps{Desk: s.desk, CA: s.ca, Peer: s.peerOf, MQTTAddress: s.mqttAddress, BlobURL: s.blobURL,
+	door := http.NewServeMux()
+	mux.Handle("/skein.enroll.v1.EnrollService/", inTime(enrolWithin, door))
+	rpc.MountEnroll(door, rpc.EnrollDeps{Desk: s.desk, CA: s.ca, Peer: s.peerOf, MQTTAddress: s.mqttAddress, BlobURL: s.blobURL,
 		TrustRoot: s.trust.Root, Logger: s.logger})
 	identify := func(r *http.Request) (string, error) {
 		p, err := s.admitted(r)
@@ -164,6 +179,21 @@ func (s *Server) devices() http.Handler {
 	s.health(mux)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), deviceCallKey{}, deviceCall{r.TLS, r.Host})))
+	})
+}
+
+// enrolWithin bounds one call of somebody who may have no certificate.
+const enrolWithin = 30 * time.Second
+
+// inTime ends calls that send their few bytes too slowly: anybody may make
+// them.
+func inTime(limit time.Duration, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(limit)); err != nil {
+			http.Error(w, "internal error", http.StatusInternalServerError)
+			return
+		}
+		next.ServeHTTP(w, r)
 	})
 }
 

@@ -83,13 +83,12 @@ func (s *Server) epoch(ctx context.Context) (epoch uint64, err error) {
 }
 
 // firstAdmin makes the admin credential of a fresh installation and returns its
-// token, at later starts the one from its file.
+// token, at later starts the one from its file. The file comes first: a crash
+// in between leaves a token whose credential the next start makes, and not a
+// credential whose token nobody knows.
 func (s *Server) firstAdmin(ctx context.Context) (string, error) {
 	token, err := s.files.ReadFile(adminName)
-	if err == nil {
-		return string(token), nil
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("read admin token: %w", err)
 	}
 	var have int
@@ -100,15 +99,18 @@ func (s *Server) firstAdmin(ctx context.Context) (string, error) {
 	}); err != nil {
 		return "", err
 	}
-	if have > 0 { // the file was removed on purpose
-		return "", nil
+	if have > 0 {
+		return string(token), nil // empty: the file was removed on purpose
 	}
-	_, text, err := s.guard.Create(ctx, store.DefaultTenant, "admin", auth.Admin, 0)
-	if err != nil {
+	if len(token) == 0 {
+		token = []byte(auth.NewToken())
+		if err := s.files.WriteFile(adminName, token); err != nil {
+			return "", fmt.Errorf("write admin token: %w", err)
+		}
+	}
+	if _, err = s.guard.CreateWith(ctx, string(token), store.DefaultTenant, "admin", auth.Admin, 0); err != nil {
 		return "", fmt.Errorf("make admin credential: %w", err)
 	}
-	if err := s.files.WriteFile(adminName, []byte(text)); err != nil {
-		return "", fmt.Errorf("write admin token: %w", err)
-	}
-	return text, nil
+	s.fresh = true
+	return string(token), nil
 }

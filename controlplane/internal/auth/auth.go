@@ -92,17 +92,28 @@ func hash(token string) []byte {
 	return sum[:]
 }
 
+// NewToken returns the token of a new credential.
+func NewToken() string { return TokenPrefix + rand.Text() + rand.Text() }
+
 // Create makes a credential; its token is returned once. ttl 0 means for ever.
 func (g *Guard) Create(ctx context.Context, tenant, name string, role Role, ttl time.Duration) (store.Credential, string, error) {
+	token := NewToken()
+	c, err := g.CreateWith(ctx, token, tenant, name, role, ttl)
+	return c, token, err
+}
+
+// CreateWith is Create with a token that NewToken made.
+func (g *Guard) CreateWith(ctx context.Context, token, tenant, name string, role Role, ttl time.Duration) (store.Credential, error) {
 	switch {
+	case !strings.HasPrefix(token, TokenPrefix):
+		return store.Credential{}, fmt.Errorf("%w: a token begins with %s", ErrInvalid, TokenPrefix)
 	case !slices.Contains(ladder, role):
-		return store.Credential{}, "", fmt.Errorf("%w: role %q: want viewer, operator or admin", ErrInvalid, role)
+		return store.Credential{}, fmt.Errorf("%w: role %q: want viewer, operator or admin", ErrInvalid, role)
 	case name == "" || len(name) > 100 || strings.ContainsAny(name, "\n\r"):
-		return store.Credential{}, "", fmt.Errorf("%w: a credential needs a name of at most 100 characters", ErrInvalid)
+		return store.Credential{}, fmt.Errorf("%w: a credential needs a name of at most 100 characters", ErrInvalid)
 	case ttl < 0:
-		return store.Credential{}, "", fmt.Errorf("%w: life of a credential is negative", ErrInvalid)
+		return store.Credential{}, fmt.Errorf("%w: life of a credential is negative", ErrInvalid)
 	}
-	token := TokenPrefix + rand.Text() + rand.Text()
 	now := g.Now()
 	c := store.Credential{Tenant: tenant, ID: strings.ToLower(rand.Text()[:12]), Name: name, Role: string(role), Hash: hash(token), Created: now}
 	if ttl > 0 {
@@ -110,7 +121,7 @@ func (g *Guard) Create(ctx context.Context, tenant, name string, role Role, ttl 
 	}
 	store.Note(ctx, "credential:"+c.ID, nil, map[string]any{"name": name, "role": role, "ttl_seconds": int64(ttl.Seconds())})
 	err := g.DB.Update(ctx, func(tx *store.Tx) error { return tx.AddCredential(ctx, c) })
-	return c, token, err
+	return c, err
 }
 
 // Check returns the principal of a token, or ErrUnauthenticated.

@@ -125,5 +125,5 @@ func readToken(w http.ResponseWriter, r *http.Request) (string, error) {
 
 func sessionCookie(r *http.Request, value string, life time.Duration) *http.Cookie {
 	return &http.Cookie{Name: CookieName, Value: value, Path: "/", MaxAge: int(life.Seconds()), HttpOnly: true,
-		Secure: r.TLS != nil, SameSite: http.SameSiteStrictMode}
+		Secure: r.TLS != nil || r.Header.Get("X-Forwarded-Proto") == "https", SameSite: http.SameSiteStrictMode}
 }

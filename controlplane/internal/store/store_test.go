@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -204,5 +205,23 @@ func TestTwinDesiredParameterRoundTrip(t *testing.T) {
 		return errors.Join(err1, err2, err3)
 	}); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Nobody else on the host reads the database, its log included.
+func TestFilesArePrivate(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "skein.db")
+	db, err := Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.Update(t.Context(), func(tx *Tx) error { return tx.SetSetting(t.Context(), "t", "k", "v") }); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{path, path + "-wal", path + "-shm"} {
+		if info, err := os.Stat(name); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", filepath.Base(name), info.Mode(), err)
+		}
 	}
 }
