@@ -104,7 +104,7 @@ func Sign(s *Signer, aad string, payload []byte) ([]byte, error) {
 
 // Verify returns the payload of msg if one of keys signed it for aad. Nothing
 // but the algorithm and the key id may stand in the headers, both protected,
-// so that one signed message has one form.
+// so that nothing unsigned travels along.
 func Verify(keys []crypto.PublicKey, aad string, msg []byte) (payload []byte, err error) {
 	if len(msg) > wire.MaxMessage {
 		return nil, fmt.Errorf("%w: %d bytes, limit %d", ErrUnsigned, len(msg), wire.MaxMessage)

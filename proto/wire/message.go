@@ -74,7 +74,7 @@ type Desired struct {
 	// Params are the rendered parameters, sorted by key.
 	Params []Param `cbor:"7,keyasint,omitempty"`
 	// RollbackAllowed lets the device go to a release with a lower counter
-	// than the highest it has run; set by rollbacks of a rollout.
+	// than the highest of its name that it has run; set by rollbacks of a rollout.
 	RollbackAllowed bool `cbor:"8,keyasint,omitempty"`
 	// Rollout names the rollout that asked for it, for reports.
 	Rollout string `cbor:"9,keyasint,omitempty"`

@@ -61,10 +61,13 @@ func Marshal(v any) ([]byte, error) {
 }
 
 // Unmarshal decodes b into v. It returns ErrMalformed for anything over
-// MaxMessage, trailing bytes, duplicate keys, wrong types or invalid UTF-8.
+// MaxMessage, trailing bytes, duplicate keys, wrong types, null or invalid UTF-8.
 func Unmarshal(b []byte, v any) error {
 	if len(b) > MaxMessage {
 		return fmt.Errorf("%w: %d bytes, limit %d", ErrMalformed, len(b), MaxMessage)
+	}
+	if len(b) > 0 && b[0] >= 0xf6 && b[0] <= 0xf7 { // null and undefined would leave v as it was
+		return fmt.Errorf("%w: %T is null", ErrMalformed, v)
 	}
 	if err := decMode.Unmarshal(b, v); err != nil {
 		return fmt.Errorf("%w: %T: %w", ErrMalformed, v, err)

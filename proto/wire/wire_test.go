@@ -104,7 +104,7 @@ func TestVectorsSetEveryField(t *testing.T) {
 func TestRefuses(t *testing.T) {
 	for name, h := range map[string]string{
 		"empty": "", "wrong type": "a1016178", "duplicate key": "a203f503f4", "trailing": "a103f500",
-		"indefinite": "bf03f5ff", "truncated": "a103", "not a map": "83010203",
+		"indefinite": "bf03f5ff", "truncated": "a103", "null": "f6", "undefined": "f7", "not a map": "83010203",
 	} {
 		b, _ := hex.DecodeString(h)
 		if name == "not a map" {
