@@ -27,6 +27,8 @@ import (
 var (
 	ErrNotFound  = errors.New("source does not have the blob")
 	ErrForbidden = errors.New("source does not give the blob to this device")
+	// ErrUnusable is returned by sources that cannot give the blob, now or later.
+	ErrUnusable = errors.New("source cannot give the blob")
 	// ErrSlow is returned when data came slower than Fetcher.MinRate.
 	ErrSlow = errors.New("transfer made no progress")
 )
@@ -90,23 +92,29 @@ func (f *Fetcher) BytesFetched() int64 { return f.fetched.Load() }
 // content repeatedly (blob.ErrDigestMismatch), brings nothing in Attempts
 // attempts, the disk fails, or ctx ends. What arrived stays for the next Fetch.
 func (f *Fetcher) Fetch(ctx context.Context, desc manifest.Descriptor) error {
+	return f.FetchFrom(ctx, desc, f.Remote())
+}
+
+// FetchFrom is Fetch with a source of its own, which may use Remote. It gives
+// up too when that says ErrUnusable.
+func (f *Fetcher) FetchFrom(ctx context.Context, desc manifest.Descriptor, from Source) error {
 	if err := desc.Validate(); err != nil {
 		return err
 	}
-	if err := f.fetch(ctx, desc); err != nil {
+	if err := f.fetch(ctx, desc, from); err != nil {
 		return fmt.Errorf("fetch %s: %w", desc.Digest.Short(), err)
 	}
 	f.report(desc, desc.Size)
 	return nil
 }
 
-func (f *Fetcher) fetch(ctx context.Context, desc manifest.Descriptor) error {
+func (f *Fetcher) fetch(ctx context.Context, desc manifest.Descriptor, from Source) error {
 	barren, wrong := 0, 0
 	for {
 		if n, err := f.Store.Size(desc.Digest); err == nil && n == desc.Size {
 			return nil
 		}
-		got, err := f.attempt(ctx, desc)
+		got, err := f.attempt(ctx, desc, from)
 		switch {
 		case err == nil:
 			return nil
@@ -148,7 +156,7 @@ type localError struct{ error }
 func (l localError) Unwrap() error { return l.error }
 
 func permanent(err error) bool {
-	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrForbidden) {
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrForbidden) || errors.Is(err, ErrUnusable) {
 		return true
 	}
 	_, local := errors.AsType[localError](err)
@@ -157,7 +165,7 @@ func permanent(err error) bool {
 
 // attempt makes one transfer from where the partial stands and, when that
 // completes it, finishes the blob.
-func (f *Fetcher) attempt(ctx context.Context, desc manifest.Descriptor) (got int64, err error) {
+func (f *Fetcher) attempt(ctx context.Context, desc manifest.Descriptor, from Source) (got int64, err error) {
 	have, err := f.Store.Partial(desc.Digest)
 	if err != nil {
 		return 0, localError{err}
@@ -170,7 +178,7 @@ func (f *Fetcher) attempt(ctx context.Context, desc manifest.Descriptor) (got in
 		}
 	}
 	if have < desc.Size {
-		got, err = f.transfer(ctx, desc, have)
+		got, err = f.transfer(ctx, desc, from, have)
 		// More than the signed length was offered and left unread; the hash
 		// decides about what was read.
 		if err != nil && !errors.Is(err, blob.ErrTooLong) {
@@ -188,15 +196,15 @@ func (f *Fetcher) attempt(ctx context.Context, desc manifest.Descriptor) (got in
 }
 
 // transfer appends what one answer of the source brings.
-func (f *Fetcher) transfer(ctx context.Context, desc manifest.Descriptor, offset int64) (got int64, err error) {
+func (f *Fetcher) transfer(ctx context.Context, desc manifest.Descriptor, from Source, offset int64) (got int64, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var watch sync.WaitGroup
 	defer watch.Wait()
 	defer cancel(nil)
-	body := &counted{total: &f.fetched, progress: func(n int64) { f.report(desc, offset+n) }}
+	body := &counted{progress: func(n int64) { f.report(desc, offset+n) }}
 	watch.Go(func() { f.watch(ctx, &body.n, cancel) })
 
-	r, err := f.Source.Open(ctx, desc.Digest, offset, desc.Size-offset)
+	r, err := from.Open(ctx, desc.Digest, offset, desc.Size-offset)
 	if err != nil {
 		return 0, because(ctx, err)
 	}
@@ -265,11 +273,36 @@ func (f *Fetcher) wait(ctx context.Context, attempt int, cause error) error {
 	}
 }
 
+// Remote is Source with its bytes counted in BytesFetched.
+func (f *Fetcher) Remote() Source { return remote{f} }
+
+type remote struct{ f *Fetcher }
+
+// Open implements Source.
+func (r remote) Open(ctx context.Context, d ota.Digest, offset, length int64) (io.ReadCloser, error) {
+	body, err := r.f.Source.Open(ctx, d, offset, length)
+	if err != nil {
+		return nil, err
+	}
+	return metered{body, &r.f.fetched}, nil
+}
+
+type metered struct {
+	io.ReadCloser
+	total *atomic.Int64
+}
+
+// Read implements io.Reader.
+func (m metered) Read(p []byte) (int, error) {
+	n, err := m.ReadCloser.Read(p)
+	m.total.Add(int64(n))
+	return n, err
+}
+
 // counted counts what a source brings and remembers its error.
 type counted struct {
 	r        io.Reader
 	n        atomic.Int64
-	total    *atomic.Int64
 	progress func(n int64)
 	err      error
 }
@@ -278,7 +311,6 @@ type counted struct {
 func (c *counted) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	if n > 0 {
-		c.total.Add(int64(n))
 		c.progress(c.n.Add(int64(n)))
 	}
 	if err != nil && !errors.Is(err, io.EOF) {

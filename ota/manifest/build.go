@@ -23,6 +23,8 @@ type Build struct {
 	Engines map[string]Descriptor
 	// Extra layers go to every target, after the model, for example labels.
 	Extra []Descriptor
+	// Savings of layers, by their digest.
+	Savings map[ota.Digest]Savings
 }
 
 // modelConfig is the ModelPack config.
@@ -81,6 +83,12 @@ func (b Build) writeManifest(ctx context.Context, put Put, t ota.Target) (Descri
 		layers = append(layers, named(b.Golden, MediaGolden, "golden.json"))
 	}
 	layers = append(layers, b.Extra...)
+	for i, l := range layers {
+		var err error
+		if layers[i], err = b.Savings[l.Digest].annotate(l); err != nil {
+			return Descriptor{}, err
+		}
+	}
 	var cfg modelConfig
 	cfg.Descriptor.Name, cfg.Descriptor.Version = b.Name, b.Version
 	cfg.Config.Format = format

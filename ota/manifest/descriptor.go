@@ -38,6 +38,8 @@ const (
 	AnnSoak         = "dev.skein.soak"
 	AnnParameters   = "dev.skein.parameters"
 	AnnTarget       = "dev.skein.target"
+	AnnChunks       = "dev.skein.chunks"  // of a layer: its chunk index
+	AnnPatches      = "dev.skein.patches" // of a layer: ways to make it from an older one
 	AnnTitle        = "org.opencontainers.image.title"
 )
 

@@ -90,6 +90,9 @@ func ParseManifest(b []byte) (*Manifest, error) {
 		if err := d.Validate(); err != nil {
 			return nil, fmt.Errorf("read manifest: layer %d: %w", i, err)
 		}
+		if _, err := d.Savings(); err != nil {
+			return nil, fmt.Errorf("read manifest: layer %d: %w", i, err)
+		}
 		// Two files of one name, in any case, would overwrite each other on some file systems.
 		if t := strings.ToLower(d.Title()); t != "" && titles[t] {
 			return nil, fmt.Errorf("read manifest: %w: file %q twice", ErrMalformed, d.Title())

@@ -152,9 +152,13 @@ func (x *Executor) room(c *contents) error {
 
 // fetch brings one blob and goes on trying while the network is what fails.
 func (x *Executor) fetch(ctx context.Context, d manifest.Descriptor) error {
+	return x.fetchFrom(ctx, d, x.Fetch.Remote())
+}
+
+func (x *Executor) fetchFrom(ctx context.Context, d manifest.Descriptor, from fetch.Source) error {
 	defer x.Waiting(nil)
 	for try := 0; ; try++ {
-		err := x.Fetch.Fetch(ctx, d)
+		err := x.Fetch.FetchFrom(ctx, d, from)
 		if err == nil {
 			return nil
 		}
