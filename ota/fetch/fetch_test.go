@@ -522,6 +522,20 @@ func TestHTTPMetadata(t *testing.T) {
 					return
 				}
 			}
+		case "/tuf/stalled", "/tuf/trickle":
+			for range 100 {
+				_, _ = w.Write([]byte("x"))
+				_ = http.NewResponseController(w).Flush()
+				wait := 20 * time.Second
+				if r.URL.Path == "/tuf/stalled" {
+					wait = time.Hour
+				}
+				select {
+				case <-r.Context().Done():
+					return
+				case <-time.After(wait):
+				}
+			}
 		default:
 			http.Error(w, "x", http.StatusBadGateway)
 		}
@@ -539,6 +553,12 @@ func TestHTTPMetadata(t *testing.T) {
 		}
 		if b, err := src(t.Context(), "endless"); len(b) != MaxMetadata+1 || err != nil {
 			t.Errorf("%d bytes, %v", len(b), err)
+		}
+		for name, after := range map[string]time.Duration{"stalled": metadataStall, "trickle": metadataTime} {
+			begun := time.Now()
+			if _, err := src(t.Context(), name); !errors.Is(err, ErrSlow) || time.Since(begun) != after {
+				t.Errorf("%s: %v after %s", name, err, time.Since(begun))
+			}
 		}
 	})
 }

@@ -103,30 +103,63 @@ func retryAfter(h string) time.Duration {
 // MaxMetadata bounds one file of trust metadata.
 const MaxMetadata = 5 << 20
 
+// A file of metadata is given up without a byte for metadataStall, and after
+// metadataTime in any case: the caller holds up updates until it has it.
+const (
+	metadataStall = 30 * time.Second
+	metadataTime  = 10 * time.Minute
+)
+
 // HTTPMetadata returns a trust.MetadataSource: GET BASE/tuf/NAME, fs.ErrNotExist
-// for 404. It reads at most MaxMetadata and one byte.
+// for 404. It reads at most MaxMetadata and one byte, and gives up with ErrSlow.
 func HTTPMetadata(client *http.Client, baseURL string) func(ctx context.Context, name string) ([]byte, error) {
 	base := strings.TrimSuffix(baseURL, "/")
 	return func(ctx context.Context, name string) ([]byte, error) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/tuf/"+url.PathEscape(name), nil)
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		whole := time.AfterFunc(metadataTime, func() { cancel(fmt.Errorf("%w: %s is not here after %s", ErrSlow, name, metadataTime)) })
+		defer whole.Stop()
+		stall := time.AfterFunc(metadataStall, func() { cancel(fmt.Errorf("%w: no byte of %s for %s", ErrSlow, name, metadataStall)) })
+		defer stall.Stop()
+		b, err := getMetadata(ctx, client, base+"/tuf/"+url.PathEscape(name), func() { stall.Reset(metadataStall) })
 		if err != nil {
-			return nil, fmt.Errorf("ask for %s: %w", name, err)
-		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return nil, fmt.Errorf("ask for %s: %w", name, err)
-		}
-		defer resp.Body.Close()
-		if err := accept(resp, 0); err != nil {
-			if errors.Is(err, ErrNotFound) {
-				err = fmt.Errorf("%w: %w", fs.ErrNotExist, err)
-			}
-			return nil, fmt.Errorf("ask for %s: %w", name, err)
-		}
-		b, err := io.ReadAll(io.LimitReader(resp.Body, MaxMetadata+1))
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", name, err)
+			return nil, fmt.Errorf("ask for %s: %w", name, because(ctx, err))
 		}
 		return b, nil
 	}
+}
+
+// getMetadata reads one file and calls progress for each piece of it.
+func getMetadata(ctx context.Context, client *http.Client, address string, progress func()) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if err := accept(resp, 0); err != nil {
+		if errors.Is(err, ErrNotFound) {
+			err = fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+		}
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(&told{resp.Body, progress}, MaxMetadata+1))
+}
+
+// told calls progress for each piece that arrived.
+type told struct {
+	io.Reader
+	progress func()
+}
+
+// Read implements io.Reader.
+func (t *told) Read(p []byte) (int, error) {
+	n, err := t.Reader.Read(p)
+	if n > 0 {
+		t.progress()
+	}
+	return n, err
 }
