@@ -165,6 +165,7 @@ func (c *Conductor) Run(ctx context.Context) error {
 	tick := time.NewTicker(c.cfg.Tick)
 	defer tick.Stop()
 	var settled <-chan time.Time
+	var rested time.Time // when the share of looking allows the next look
 	pause := c.cfg.Coalesce
 	for {
 		select {
@@ -181,6 +182,9 @@ func (c *Conductor) Run(ctx context.Context) error {
 		case <-settled:
 			settled = nil
 		case <-tick.C:
+			if time.Now().Before(rested) {
+				continue
+			}
 		case <-c.wake:
 		}
 		began := time.Now()
@@ -188,6 +192,7 @@ func (c *Conductor) Run(ctx context.Context) error {
 			c.cfg.Logger.Error("conduct rollouts", "err", err)
 		}
 		pause = min(max(c.cfg.Coalesce, readingShare*time.Since(began)), maxPause)
+		rested = time.Now().Add(pause)
 	}
 }
 

@@ -205,9 +205,12 @@ func (c *Conductor) dress(s Snapshot, row store.Rollout) Snapshot {
 
 // lookup finds a rollout by id, unique prefix of at least 4 characters, or name.
 func (c *Conductor) lookup(ctx context.Context, tenant, ref string) (store.Rollout, error) {
+	if ref == "" {
+		return store.Rollout{}, fmt.Errorf("%w: name a rollout", ErrInvalid)
+	}
 	var rows []store.Rollout
 	err := c.cfg.Store.View(ctx, func(tx *store.Tx) (err error) {
-		rows, err = tx.Rollouts(ctx, tenant)
+		rows, err = tx.FindRollouts(ctx, tenant, ref)
 		return err
 	})
 	if err != nil {

@@ -3,13 +3,16 @@ package fleet
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 )
 
-// flushBatch bounds one write-behind transaction.
-const flushBatch = 1000
+const (
+	flushBatch = 1000 // bounds one write-behind transaction
+	trimBatch  = 200  // and one that removes old events
+)
 
 // touched marks a twin for the next flush and tells subscribers.
 func (f *Fleet) touched(tw *twin) {
@@ -129,15 +132,25 @@ func (f *Fleet) trimLoop(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		err := f.cfg.Store.Update(ctx, func(tx *store.Tx) error {
-			tenants, err := tx.Tenants(ctx)
-			for _, t := range tenants {
-				err = errors.Join(err, tx.TrimEvents(ctx, t, f.cfg.KeepEvents))
-			}
-			return err
-		})
-		if err != nil && ctx.Err() == nil {
+		if err := f.trim(ctx); err != nil && ctx.Err() == nil {
 			f.cfg.Logger.Error("trim events", "error", err)
 		}
 	}
+}
+
+// trim works through the devices in small transactions, so that nobody waits
+// long for the writer.
+func (f *Fleet) trim(ctx context.Context) error {
+	byTenant := map[string][]string{}
+	for _, tw := range f.all() {
+		byTenant[tw.tenant] = append(byTenant[tw.tenant], tw.id)
+	}
+	for tenant, ids := range byTenant {
+		for some := range slices.Chunk(ids, trimBatch) {
+			if err := f.cfg.Store.Update(ctx, func(tx *store.Tx) error { return tx.TrimEvents(ctx, tenant, some, f.cfg.KeepEvents) }); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

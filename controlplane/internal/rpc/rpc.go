@@ -40,7 +40,7 @@ type Deps struct {
 // Options are the handler options of every service behind the guard.
 func Options(g *auth.Guard, logger *slog.Logger) []connect.HandlerOption {
 	return []connect.HandlerOption{
-		connect.WithInterceptors(g.Interceptor(), coded{logger}),
+		connect.WithInterceptors(coded{logger}, g.Interceptor()), // errors of the guard get their codes too
 		connect.WithReadMaxBytes(maxRequest),
 	}
 }

@@ -72,6 +72,16 @@ func (tx *Tx) Rollouts(ctx context.Context, tenant string) ([]Rollout, error) {
 	return out, wrap(err, "read rollouts")
 }
 
+// FindRollouts returns the rollouts of a tenant whose id or name is ref, those
+// first, and up to a few whose id begins with it, without State and Members.
+func (tx *Tx) FindRollouts(ctx context.Context, tenant, ref string) ([]Rollout, error) {
+	rows, err := tx.QueryContext(ctx, `SELECT tenant, id, name, spec, release, phase, final, '', '', summary, created, created_by
+		FROM rollouts WHERE tenant = ?1 AND (id = ?2 OR name = ?2 OR id >= ?2 AND id < ?2 || '~')
+		ORDER BY id = ?2 OR name = ?2 DESC, created DESC, id DESC LIMIT 5`, tenant, ref)
+	out, err := collect(rows, err, func(r *sql.Rows) (Rollout, error) { return scanRollout(r.Scan) })
+	return out, wrap(err, "find rollout "+ref)
+}
+
 // PutRolloutDevices stores the records of devices in a rollout.
 func (tx *Tx) PutRolloutDevices(ctx context.Context, tenant, rollout string, execs map[string]string) error {
 	if len(execs) == 0 {

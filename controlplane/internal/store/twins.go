@@ -107,9 +107,18 @@ func (tx *Tx) Events(ctx context.Context, tenant, device string, limit int) ([]E
 	return out, wrap(err, "read events of "+device)
 }
 
-// TrimEvents keeps the newest keep events of each device of a tenant.
-func (tx *Tx) TrimEvents(ctx context.Context, tenant string, keep int) error {
-	_, err := tx.ExecContext(ctx, `DELETE FROM events WHERE tenant = ?1 AND sequence <=
-		(SELECT max(sequence) FROM events e WHERE e.tenant = ?1 AND e.device = events.device) - ?2`, tenant, keep)
-	return wrap(err, "trim events")
+// TrimEvents keeps the newest keep events of each of the devices.
+func (tx *Tx) TrimEvents(ctx context.Context, tenant string, devices []string, keep int) error {
+	st, err := tx.PrepareContext(ctx, `DELETE FROM events WHERE tenant = ?1 AND device = ?2 AND sequence <=
+		(SELECT max(sequence) FROM events WHERE tenant = ?1 AND device = ?2) - ?3`)
+	if err != nil {
+		return wrap(err, "trim events")
+	}
+	defer st.Close()
+	for _, d := range devices {
+		if _, err := st.ExecContext(ctx, tenant, d, keep); err != nil {
+			return wrap(err, "trim events of "+d)
+		}
+	}
+	return nil
 }
