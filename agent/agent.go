@@ -259,7 +259,7 @@ func (a *Agent) connectParts() error {
 	}
 	a.fetcher = &fetch.Fetcher{Store: a.blobs, Source: source}
 	if o.Metadata == nil {
-		a.opts.Metadata = httpMetadata(a.http, o.Identity.BlobURL)
+		a.opts.Metadata = fetch.HTTPMetadata(a.http, o.Identity.BlobURL)
 	}
 	a.link = o.Link
 	if a.link == nil {

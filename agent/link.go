@@ -5,19 +5,14 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"net"
-	"net/http"
 	"net/url"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/skein-fleet/skein/agent/internal/health"
 	"github.com/skein-fleet/skein/agent/internal/link"
 	"github.com/skein-fleet/skein/agent/internal/pki"
-	"github.com/skein-fleet/skein/ota/trust"
 	"github.com/skein-fleet/skein/proto/wire"
 )
 
@@ -94,40 +89,6 @@ func hostOf(base string) (string, error) {
 }
 
 func (a *Agent) currentCertificate() *tls.Certificate { return a.identity.Load().TLSCertificate() }
-
-const maxMetadata = 8 << 20
-
-// httpMetadata reads TUF metadata from BASE/tuf/NAME.
-func httpMetadata(client *http.Client, base string) trust.MetadataSource {
-	return func(ctx context.Context, name string) ([]byte, error) {
-		ctx, cancel := context.WithTimeout(ctx, time.Minute)
-		defer cancel()
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(base, "/")+"/tuf/"+name, nil)
-		if err != nil {
-			return nil, fmt.Errorf("ask for %s: %w", name, err)
-		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return nil, fmt.Errorf("ask for %s: %w", name, err)
-		}
-		defer resp.Body.Close()
-		switch resp.StatusCode {
-		case http.StatusOK:
-		case http.StatusNotFound:
-			return nil, fmt.Errorf("ask for %s: %w", name, fs.ErrNotExist)
-		default:
-			return nil, fmt.Errorf("ask for %s: %s", name, resp.Status)
-		}
-		raw, err := io.ReadAll(io.LimitReader(resp.Body, maxMetadata+1))
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", name, err)
-		}
-		if len(raw) > maxMetadata {
-			return nil, &trust.Attack{Class: trust.ClassEndless, Err: fmt.Errorf("%s is longer than %d bytes", name, maxMetadata)}
-		}
-		return raw, nil
-	}
-}
 
 // connection is where the link stands.
 type connection struct {
