@@ -12,6 +12,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -55,8 +56,10 @@ type Host interface {
 type Options struct {
 	// Identity is who this device is; nil reads it from Files.
 	Identity *Identity
-	// Link to the control plane; nil is MQTT over TLS to Identity.MQTTAddress.
-	Link Link
+	// Link to the control plane; nil is MQTT over TLS by MQTTOver, to
+	// Identity.MQTTAddress when that is empty.
+	Link     Link
+	MQTTOver Transport
 	// WrapLink, when set, is put around the link, for tests and simulations.
 	WrapLink func(Link) Link
 	// Dial opens connections of the default link and of HTTPS; nil goes straight
@@ -237,8 +240,8 @@ func (a *Agent) open() (err error) {
 // connectParts makes what talks to the control plane.
 func (a *Agent) connectParts() error {
 	o := a.opts
-	roots, err := o.Identity.Roots()
-	if err != nil {
+	roots := func() (*x509.CertPool, error) { return a.identity.Load().Roots() }
+	if _, err := roots(); err != nil {
 		return err
 	}
 	cert := a.currentCertificate
@@ -263,7 +266,7 @@ func (a *Agent) connectParts() error {
 	}
 	a.link = o.Link
 	if a.link == nil {
-		l, err := newMQTTLink(MQTTOptions{Identity: o.Identity, Dial: o.Dial}, a.clock, cert)
+		l, err := newMQTTLink(MQTTOptions{Identity: o.Identity, Transport: o.MQTTOver, Dial: o.Dial}, a.clock, roots, cert)
 		if err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/skein-fleet/skein/agent/internal/enroll"
 	"github.com/skein-fleet/skein/agent/internal/health"
+	"github.com/skein-fleet/skein/agent/internal/link"
 	"github.com/skein-fleet/skein/agent/internal/pki"
 	"github.com/skein-fleet/skein/ota/slot"
 )
@@ -118,6 +119,9 @@ func (a *Agent) renew(ctx context.Context) error {
 	}
 	a.identity.Store(fresh)
 	a.http.CloseIdleConnections()
+	if l, ok := a.link.(link.Reconnecter); ok {
+		l.Reconnect() // the old certificate would serve the session on, past its end
+	}
 	a.board.Clear(health.CertificateExpiring)
 	a.log.Info("certificate renewed")
 	return nil

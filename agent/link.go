@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,9 +39,23 @@ func NewMemoryLink(receive func(wire.Kind, []byte) error) *MemoryLink { return l
 // Dial opens a raw connection; TLS, where it is used, goes over it.
 type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
+// Transport is what MQTT goes over.
+type Transport = link.Transport
+
+// The transports. Auto tries the one that worked last, TCP at first, and then
+// the other.
+const (
+	TransportTCP       = link.TCP
+	TransportWebSocket = link.WebSocket
+	TransportAuto      = link.Auto
+)
+
 // MQTTOptions configure NewMQTTLink.
 type MQTTOptions struct {
 	Identity *Identity
+	// Transport is TCP to Identity.MQTTAddress when empty. WebSocket goes to
+	// /mqtt at Identity.BlobURL, for networks that let only HTTPS through.
+	Transport Transport
 	// Dial opens connections to Identity.MQTTAddress; nil goes straight or
 	// through the proxy that the environment names.
 	Dial Dial
@@ -58,24 +73,38 @@ func NewMQTTLink(o MQTTOptions) (Link, error) {
 	if now == nil {
 		now = time.Now
 	}
-	return newMQTTLink(o, func() (time.Time, bool) { return now(), false }, o.Identity.TLSCertificate)
+	return newMQTTLink(o, func() (time.Time, bool) { return now(), false }, o.Identity.Roots, o.Identity.TLSCertificate)
 }
 
-func newMQTTLink(o MQTTOptions, now pki.Now, cert func() *tls.Certificate) (*link.MQTT, error) {
+func newMQTTLink(o MQTTOptions, now pki.Now, roots pki.Roots, cert func() *tls.Certificate) (*link.MQTT, error) {
 	m := link.MQTTOptions{
-		Device: o.Identity.DeviceID, Address: o.Identity.MQTTAddress, Dial: pki.Dial(o.Dial), KeepAlive: o.KeepAlive,
+		Device: o.Identity.DeviceID, Address: o.Identity.MQTTAddress, Transport: o.Transport, Dial: pki.Dial(o.Dial), KeepAlive: o.KeepAlive,
 		BackoffMin: o.BackoffMin, BackoffMax: o.BackoffMax, Random: o.Random,
 	}
-	if !o.Plain {
-		name, _, err := net.SplitHostPort(o.Identity.MQTTAddress)
-		if err != nil {
-			return nil, fmt.Errorf("MQTT address: %w", err)
+	if o.Plain {
+		return link.NewMQTT(m), nil
+	}
+	if _, err := roots(); err != nil {
+		return nil, err
+	}
+	name, _, err := net.SplitHostPort(o.Identity.MQTTAddress)
+	if err != nil {
+		return nil, fmt.Errorf("MQTT address: %w", err)
+	}
+	m.TLS = pki.ClientConfig(roots, name, now, cert)
+	switch o.Transport {
+	case "", TransportTCP:
+	case TransportWebSocket, TransportAuto:
+		base, ok := strings.CutPrefix(strings.TrimSuffix(o.Identity.BlobURL, "/"), "https://")
+		if !ok {
+			return nil, fmt.Errorf("MQTT over WebSocket: device port %q: want https://HOST:PORT", o.Identity.BlobURL)
 		}
-		roots, err := o.Identity.Roots()
-		if err != nil {
+		if name, err = hostOf(o.Identity.BlobURL); err != nil {
 			return nil, err
 		}
-		m.TLS = pki.ClientConfig(roots, name, now, cert)
+		m.WebSocketURL, m.WebSocketTLS = "wss://"+base+"/mqtt", pki.ClientConfig(roots, name, now, cert)
+	default:
+		return nil, fmt.Errorf("transport %q of MQTT: want tcp, websocket or auto", o.Transport)
 	}
 	return link.NewMQTT(m), nil
 }

@@ -1,17 +1,20 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/skein-fleet/skein/agent/internal/enroll/enrolltest"
 	"github.com/skein-fleet/skein/agent/internal/health"
 	"github.com/skein-fleet/skein/agent/internal/reconcile"
 	"github.com/skein-fleet/skein/agent/internal/state"
@@ -305,4 +308,39 @@ func TestStrangersDoNotCauseRefreshes(t *testing.T) {
 			return meta(ctx, name)
 		}
 	})
+}
+
+// reconnecting counts how often a new connection is asked for.
+type reconnecting struct {
+	*MemoryLink
+	asked atomic.Int64
+}
+
+func (r *reconnecting) Reconnect() { r.asked.Add(1) }
+
+// TestRenewedCertificateIsShown: the session of the old certificate ends, and a
+// new CA is believed without a restart.
+func TestRenewedCertificateIsShown(t *testing.T) {
+	s := enrolltest.New(t, time.Now())
+	s.Set(func(s *enrolltest.Server) { s.TrustRoot, s.MQTTAddress = newWorld(t).repo.Root(), "127.0.0.1:1" })
+	f := slot.NewMem()
+	id, err := Enroll(t.Context(), EnrollOptions{ServerURL: s.URL, Claim: s.Claim, Name: "cam", Serial: "S1", Target: testTarget, Files: f})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &reconnecting{MemoryLink: NewMemoryLink(func(wire.Kind, []byte) error { return nil })}
+	a, err := New(Options{Identity: id, Link: l, Host: &board{files: f, clock: time.Now}, Runtime: newFakeRuntime(f), Files: f})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.journal.Close()
+	if err := a.renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if l.asked.Load() != 1 || bytes.Equal(a.identity.Load().Certificate[0], id.Certificate[0]) {
+		t.Errorf("asked for %d new connections", l.asked.Load())
+	}
+	if err := a.renew(t.Context()); err != nil { // over a connection of the new one
+		t.Fatal(err)
+	}
 }

@@ -28,7 +28,7 @@ import (
 
 type runOptions struct {
 	state, socket, runtime    string
-	modelCommand              string
+	modelCommand, mqttOver    string
 	heartbeat, sample, blocks time.Duration
 	soakEvery, loadTimeout    time.Duration
 	spoolMiB                  int64
@@ -53,6 +53,7 @@ func runCommand(s streams) *cobra.Command {
 	f.StringVar(&o.socket, "socket", defaultSocket, "unix socket for status, explain and logs; empty for none")
 	f.StringVar(&o.runtime, "runtime", "process", "process, or mock for a device without a model server")
 	f.StringVar(&o.modelCommand, "model-command", "", "command that serves a model over KServe v2, as \"server --addr {addr} --dir {dir}\"")
+	f.StringVar(&o.mqttOver, "mqtt-over", "auto", "tcp, websocket (through the HTTPS port), or auto: what works")
 	f.DurationVar(&o.heartbeat, "heartbeat", 10*time.Minute, "longest time between two reports")
 	f.DurationVar(&o.sample, "sample-every", time.Second, "time between two samples")
 	f.DurationVar(&o.blocks, "block-every", time.Minute, "time between two blocks of telemetry")
@@ -86,6 +87,11 @@ func newLogger(w io.Writer, verbose bool) *slog.Logger {
 }
 
 func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
+	switch agent.Transport(o.mqttOver) {
+	case agent.TransportTCP, agent.TransportWebSocket, agent.TransportAuto:
+	default:
+		return fmt.Errorf("%w: --mqtt-over %q: want tcp, websocket or auto", errUsage, o.mqttOver)
+	}
 	tail := localapi.NewTail(500)
 	log := newLogger(io.MultiWriter(s.err, tail), o.verbose)
 	files, err := slot.OpenDir(o.state)
@@ -120,7 +126,7 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 	}
 	a, err := agent.New(agent.Options{
 		Host: machine, Runtime: rt, Files: files, Spool: sp, Logger: log, Version: version, Floor: buildTime(),
-		Heartbeat: o.heartbeat, TelemetryEvery: o.sample, BlockEvery: o.blocks, LoadTimeout: o.loadTimeout,
+		MQTTOver: agent.Transport(o.mqttOver), Heartbeat: o.heartbeat, TelemetryEvery: o.sample, BlockEvery: o.blocks, LoadTimeout: o.loadTimeout,
 		LocalSocket: o.socket, LogTail: tail.Lines,
 	})
 	if err != nil {

@@ -140,11 +140,7 @@ func TestRenew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	roots, err := id.Roots()
-	if err != nil {
-		t.Fatal(err)
-	}
-	client := pki.HTTPClient(pki.ClientConfig(roots, "127.0.0.1", at(time.Now(), false), id.TLSCertificate), nil)
+	client := pki.HTTPClient(pki.ClientConfig(id.Roots, "127.0.0.1", at(time.Now(), false), id.TLSCertificate), nil)
 	defer client.CloseIdleConnections()
 	fresh, err := Renew(t.Context(), id, f, client)
 	if err != nil {

@@ -55,5 +55,11 @@ type Slower interface {
 	SlowDown(d time.Duration)
 }
 
+// Reconnecter is a Link that can be told to connect anew, with the device's new
+// certificate.
+type Reconnecter interface {
+	Reconnect()
+}
+
 // downKinds are what a device subscribes to.
 var downKinds = []wire.Kind{wire.DownDesired, wire.DownCmd, wire.DownChunk}

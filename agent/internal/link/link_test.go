@@ -1,6 +1,7 @@
 package link
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -13,6 +14,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/eclipse/paho.mqtt.golang/packets"
+	"pgregory.net/rapid"
 
 	"github.com/skein-fleet/skein/agent/internal/pki"
 	"github.com/skein-fleet/skein/proto/wire"
@@ -249,6 +253,97 @@ func TestTooLargeIsRefusedHere(t *testing.T) {
 	})
 }
 
+func fixed(p *x509.CertPool) pki.Roots {
+	return func() (*x509.CertPool, error) { return p, nil }
+}
+
+// TestNoAcknowledgementEndsTheConnection: a broker that answers pings alone
+// would have paho keep all that waits.
+func TestNoAcknowledgementEndsTheConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, r := &broker{t: t}, &recorder{}
+		m, stop := run(t, b, MQTTOptions{}, r)
+		synctest.Wait()
+		b.set(func() { b.mute = true })
+		if err := m.Publish(t.Context(), wire.UpHello, []byte("hi")); !errors.Is(err, ErrOffline) {
+			t.Errorf("publish: %v", err)
+		}
+		b.set(func() { b.mute = false })
+		settle(10 * time.Second)
+		if r.connections() != 2 || !strings.Contains(r.last().Error(), "no acknowledgement") {
+			t.Errorf("%d connections, cause %v", r.connections(), r.last())
+		}
+		stop()
+	})
+}
+
+// TestReconnect: asked for, it ends one connection and makes the next.
+func TestReconnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, r := &broker{t: t}, &recorder{}
+		m := NewMQTT(MQTTOptions{})
+		m.Reconnect() // nothing to end
+		m, stop := run(t, b, MQTTOptions{}, r)
+		synctest.Wait()
+		m.Reconnect()
+		settle(10 * time.Second)
+		if r.connections() != 2 || !errors.Is(r.last(), errRenewed) {
+			t.Errorf("%d connections, cause %v", r.connections(), r.last())
+		}
+		stop()
+	})
+}
+
+// TestHugePacket: the broker announces more than it may send.
+func TestHugePacket(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, r := &broker{t: t}, &recorder{}
+		_, stop := run(t, b, MQTTOptions{}, r)
+		synctest.Wait()
+		b.mu.Lock()
+		conn := b.conn
+		b.mu.Unlock()
+		if _, err := conn.Write([]byte{0x30, 0xff, 0xff, 0xff, 0x7f}); err != nil {
+			t.Fatal(err)
+		}
+		settle(10 * time.Second)
+		if r.connections() != 2 || !errors.Is(r.last(), errPacket) {
+			t.Errorf("%d connections, cause %v", r.connections(), r.last())
+		}
+		stop()
+	})
+}
+
+// TestFrames: packets are followed wherever reads cut them.
+func TestFrames(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var stream []byte
+		for range rapid.IntRange(1, 5).Draw(t, "packets") {
+			p := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
+			p.TopicName, p.Payload = "t", make([]byte, rapid.SampledFrom([]int{0, 1, 120, 130, 20_000, wire.MaxMessage}).Draw(t, "size"))
+			var buf bytes.Buffer
+			if err := p.Write(&buf); err != nil {
+				t.Fatal(err)
+			}
+			stream = append(stream, buf.Bytes()...)
+		}
+		var f frames
+		for rest := stream; len(rest) > 0; {
+			n := rapid.IntRange(1, len(rest)).Draw(t, "read")
+			if err := f.see(rest[:n]); err != nil {
+				t.Fatal(err)
+			}
+			rest = rest[n:]
+		}
+		if f.left != 0 || f.inLength {
+			t.Fatalf("in the middle of a packet at the end: %+v", f)
+		}
+		if err := f.see([]byte{0x30, 0x80, 0x80, 0x80, 0x80}); !errors.Is(err, errPacket) {
+			t.Fatalf("endless length: %v", err)
+		}
+	})
+}
+
 func TestMutualTLS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAuthority(t)
@@ -262,7 +357,7 @@ func TestMutualTLS(t *testing.T) {
 		}
 		renew(time.Now().Add(time.Hour))
 		now := func() (time.Time, bool) { return time.Now(), false }
-		o := MQTTOptions{TLS: pki.ClientConfig(a.pool(), "skein.local", now, cert.Load)}
+		o := MQTTOptions{TLS: pki.ClientConfig(fixed(a.pool()), "skein.local", now, cert.Load)}
 		m, stop := run(t, b, o, r)
 		synctest.Wait()
 		if err := m.Publish(t.Context(), wire.UpHello, nil); err != nil {
@@ -292,7 +387,7 @@ func TestForeignServer(t *testing.T) {
 		b, r := &broker{t: t}, &recorder{}
 		b.tls = &tls.Config{Certificates: []tls.Certificate{theirs.leaf("skein.local", x509.ExtKeyUsageServerAuth, time.Now().AddDate(0, 0, 90))}}
 		now := func() (time.Time, bool) { return time.Now(), true }
-		_, stop := run(t, b, MQTTOptions{TLS: pki.ClientConfig(ours.pool(), "skein.local", now, nil)}, r)
+		_, stop := run(t, b, MQTTOptions{TLS: pki.ClientConfig(fixed(ours.pool()), "skein.local", now, nil)}, r)
 		settle(time.Minute)
 		if _, ok := errors.AsType[x509.UnknownAuthorityError](r.last()); !ok || r.connections() != 0 || errors.Is(r.last(), ErrRefused) {
 			t.Errorf("%d connections, cause %v", r.connections(), r.last())

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/url"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
@@ -26,7 +25,12 @@ type MQTTOptions struct {
 	// TLS is used over what Dial returns; nil leaves the connection as it is,
 	// for a Dial that is secure by itself.
 	TLS *tls.Config
-	// Dial opens connections; nil goes to Address, through an HTTP proxy where
+	// Transport is TCP when empty; the others need WebSocketURL, wss://…, and
+	// WebSocketTLS.
+	Transport    Transport
+	WebSocketURL string
+	WebSocketTLS *tls.Config
+	// Dial opens connections; nil goes straight, or through an HTTP proxy where
 	// the environment names one.
 	Dial pki.Dial
 	// KeepAlive is clamped to 10 s … 20 min; 0 means 60 s.
@@ -49,7 +53,8 @@ const (
 
 // MQTT is the driver for MQTT 3.1.1 over TLS 1.3.
 type MQTT struct {
-	opts MQTTOptions
+	opts  MQTTOptions
+	first int // way that Auto tries first; of the connecting goroutine alone
 
 	mu        sync.Mutex // guards what follows
 	session   *session   // nil while offline
@@ -97,6 +102,19 @@ func (m *MQTT) SlowDown(d time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.notBefore = time.Now().Add(d)
+}
+
+// errRenewed ends a connection for the sake of the next.
+var errRenewed = errors.New("connecting again with the renewed certificate")
+
+// Reconnect ends the present connection, if there is one. The next shows the
+// certificate that the device has then.
+func (m *MQTT) Reconnect() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.session != nil {
+		m.session.end(errRenewed)
+	}
 }
 
 // Run connects and keeps connected until ctx ends.
@@ -225,27 +243,6 @@ func (m *MQTT) options(ctx context.Context, h Handler, number uint64, s *session
 	return o, nil
 }
 
-func (m *MQTT) dial(ctx context.Context) (*watchedConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
-	raw, err := m.opts.Dial(ctx, "tcp", m.opts.Address)
-	if err != nil {
-		return nil, err
-	}
-	if m.opts.TLS == nil {
-		return &watchedConn{Conn: raw, raw: raw}, nil
-	}
-	c := tls.Client(raw, m.opts.TLS)
-	if err := c.HandshakeContext(ctx); err != nil {
-		raw.Close()
-		if pki.RefusedByPeer(err) {
-			return nil, fmt.Errorf("%w: %w", ErrRefused, err)
-		}
-		return nil, fmt.Errorf("TLS handshake: %w", err)
-	}
-	return &watchedConn{Conn: c, raw: raw}, nil
-}
-
 // denied reports whether a CONNACK says that the broker does not let this
 // device in: its id, or the device behind its certificate, is not accepted.
 func denied(code byte) bool {
@@ -319,7 +316,11 @@ func (s *session) wait(ctx context.Context, t mqtt.Token) error {
 	case <-s.ended:
 		return fmt.Errorf("%w: %w", ErrOffline, errors.Join(s.cause))
 	case <-timer.C:
-		return fmt.Errorf("%w: no acknowledgement in %s", ErrOffline, ackTimeout)
+		// A broker that answers pings alone is no connection: paho would keep
+		// all that waits for it in memory.
+		err := fmt.Errorf("no acknowledgement in %s", ackTimeout)
+		s.end(err)
+		return fmt.Errorf("%w: %w", ErrOffline, err)
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -336,62 +337,4 @@ func waitToken(ctx context.Context, t mqtt.Token, d time.Duration) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// watchedConn remembers why reading ended, because paho keeps only the text,
-// and closes without waiting for the peer.
-type watchedConn struct {
-	net.Conn
-	raw   net.Conn
-	heard atomic.Bool // something was read
-
-	mu  sync.Mutex // guards err
-	err error
-}
-
-func (c *watchedConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if n > 0 {
-		c.heard.Store(true)
-	}
-	if err != nil {
-		c.mu.Lock()
-		if c.err == nil {
-			c.err = err
-		}
-		c.mu.Unlock()
-	}
-	return n, err
-}
-
-// Write looks for an alert when writing fails before anything was read: a peer
-// that refuses our certificate after the handshake sends one and closes, and
-// the CONNECT may be what fails first.
-func (c *watchedConn) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	if err != nil && !c.heard.Load() {
-		_ = c.Conn.SetReadDeadline(time.Now().Add(alertWait)) // else Read ends by the deadline of the handshake
-		_, _ = c.Read(make([]byte, 1))                        // the error is kept by Read
-	}
-	return n, err
-}
-
-// Close closes the raw connection: tls.Conn.Close may wait 5 s for a peer that
-// does not read.
-func (c *watchedConn) Close() error { return c.raw.Close() }
-
-// explain adds what the connection itself saw to an error of paho.
-func (c *watchedConn) explain(err error) error {
-	if err == nil {
-		err = errors.New("connection ended")
-	}
-	if c == nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if pki.RefusedByPeer(c.err) {
-		return fmt.Errorf("%w: %w", ErrRefused, c.err)
-	}
-	return err
 }

@@ -33,12 +33,20 @@ type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 // ErrNoCA is returned when a server does not send the CA that the claim names.
 var ErrNoCA = errors.New("server's certificate chain does not hold the CA named by the claim")
 
-// ClientConfig returns the configuration for connections to host. The device's
-// certificate is asked for at each handshake, so a renewed one is used from the
-// next connection on; cert may be nil, or return nil, before enrolment.
-func ClientConfig(roots *x509.CertPool, host string, now Now, cert func() *tls.Certificate) *tls.Config {
+// Roots returns the CA certificates to trust.
+type Roots func() (*x509.CertPool, error)
+
+// ClientConfig returns the configuration for connections to host. Roots and the
+// device's certificate are asked for at each handshake, so renewed ones are
+// used from the next connection on; cert may be nil, or return nil, before
+// enrolment.
+func ClientConfig(roots Roots, host string, now Now, cert func() *tls.Certificate) *tls.Config {
 	verify := func(cs tls.ConnectionState) error {
-		return verifyChain(cs.PeerCertificates, roots, host, now)
+		pool, err := roots()
+		if err != nil {
+			return err
+		}
+		return verifyChain(cs.PeerCertificates, pool, host, now)
 	}
 	return config(host, verify, cert)
 }
@@ -70,7 +78,7 @@ func config(host string, verify func(tls.ConnectionState) error, cert func() *tl
 		ServerName:         host,
 		InsecureSkipVerify: true, // replaced by VerifyConnection, which also runs on resumption
 		VerifyConnection:   verify,
-		ClientSessionCache: tls.NewLRUClientSessionCache(4),
+		ClientSessionCache: sessions{tls.NewLRUClientSessionCache(4), cert},
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			if cert == nil {
 				return new(tls.Certificate), nil
@@ -82,6 +90,33 @@ func config(host string, verify func(tls.ConnectionState) error, cert func() *tl
 		},
 	}
 }
+
+// sessions keeps sessions apart by the device's certificate: one that is
+// resumed shows the server the certificate with which it began.
+type sessions struct {
+	cache tls.ClientSessionCache
+	cert  func() *tls.Certificate
+}
+
+func (s sessions) key(server string) string {
+	if s.cert == nil {
+		return server
+	}
+	c := s.cert()
+	if c == nil || len(c.Certificate) == 0 {
+		return server
+	}
+	sum := sha256.Sum256(c.Certificate[0])
+	return server + " " + string(sum[:])
+}
+
+// Get implements tls.ClientSessionCache.
+func (s sessions) Get(server string) (*tls.ClientSessionState, bool) {
+	return s.cache.Get(s.key(server))
+}
+
+// Put implements tls.ClientSessionCache.
+func (s sessions) Put(server string, st *tls.ClientSessionState) { s.cache.Put(s.key(server), st) }
 
 func verifyChain(chain []*x509.Certificate, roots *x509.CertPool, host string, now Now) error {
 	if len(chain) == 0 {

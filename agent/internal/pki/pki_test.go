@@ -54,6 +54,76 @@ func chain(t *testing.T, usage x509.ExtKeyUsage) []*x509.Certificate {
 	return []*x509.Certificate{leaf, ca}
 }
 
+func fixed(p *x509.CertPool) Roots { return func() (*x509.CertPool, error) { return p, nil } }
+
+// TestSessionIsOfOneCertificate: after a renewal the server sees the new
+// certificate, not the one of the session that is resumed.
+func TestSessionIsOfOneCertificate(t *testing.T) {
+	now := time.Now()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issue := func(serial int64) *tls.Certificate {
+		c := &x509.Certificate{SerialNumber: big.NewInt(serial), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+			DNSNames: []string{"skein.local"}, IsCA: true, BasicConstraintsValid: true}
+		der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	}
+	server := issue(1)
+	leaf, err := x509.ParseCertificate(server.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(leaf)
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{*server}, ClientAuth: tls.RequireAnyClientCert, MinVersion: tls.VersionTLS13})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	type seen struct {
+		serial  int64
+		resumed bool
+	}
+	got := make(chan seen, 3)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, err = c.Write([]byte("x")) // with it go the session tickets
+			st := c.(*tls.Conn).ConnectionState()
+			c.Close()
+			if err == nil {
+				got <- seen{st.PeerCertificates[0].SerialNumber.Int64(), st.DidResume}
+			}
+		}
+	}()
+	cert := issue(10)
+	cfg := ClientConfig(fixed(roots), "skein.local", func() (time.Time, bool) { return now, false }, func() *tls.Certificate { return cert })
+	for i, want := range []seen{{10, false}, {10, true}, {11, false}, {11, true}} {
+		if i == 2 {
+			cert = issue(11)
+		}
+		c, err := tls.Dial("tcp", l.Addr().String(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadAll(c); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		if s := <-got; s != want {
+			t.Errorf("connection %d: %+v, want %+v", i, s, want)
+		}
+	}
+}
+
 func TestClockFloor(t *testing.T) {
 	c := chain(t, x509.ExtKeyUsageServerAuth)
 	roots := x509.NewCertPool()
@@ -71,19 +141,19 @@ func TestClockFloor(t *testing.T) {
 		"floor past expiry, doubtful":        {start.AddDate(0, 0, 31), true, "skein.local", false},
 		"wrong name, doubtful":               {start.AddDate(0, 0, -30), true, "other.local", false},
 	} {
-		cfg := ClientConfig(roots, tc.host, func() (time.Time, bool) { return tc.now, tc.doubtful }, nil)
+		cfg := ClientConfig(fixed(roots), tc.host, func() (time.Time, bool) { return tc.now, tc.doubtful }, nil)
 		if err := cfg.VerifyConnection(tls.ConnectionState{PeerCertificates: c}); (err == nil) != tc.ok {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	now := func() (time.Time, bool) { return start, true }
-	if err := ClientConfig(roots, "skein.local", now, nil).VerifyConnection(tls.ConnectionState{}); err == nil {
+	if err := ClientConfig(fixed(roots), "skein.local", now, nil).VerifyConnection(tls.ConnectionState{}); err == nil {
 		t.Error("no certificate was accepted")
 	}
 	client := chain(t, x509.ExtKeyUsageClientAuth)
 	theirs := x509.NewCertPool()
 	theirs.AddCert(client[1])
-	if err := ClientConfig(theirs, "skein.local", now, nil).VerifyConnection(tls.ConnectionState{PeerCertificates: client}); err == nil {
+	if err := ClientConfig(fixed(theirs), "skein.local", now, nil).VerifyConnection(tls.ConnectionState{PeerCertificates: client}); err == nil {
 		t.Error("a device's certificate was accepted as a server's")
 	}
 	hash := sha256.Sum256(c[1].RawSubjectPublicKeyInfo)
