@@ -66,6 +66,9 @@ type Config struct {
 	Pending      int           // outbound messages of one device: 64
 	// Accepts per second; more wait in the listen backlog: 800 per core.
 	Accepts int
+	// MessageRate of one device per second, in units of a message or 4 KiB of
+	// it, after a burst of 16 seconds' worth; faster ones wait: 256.
+	MessageRate int
 }
 
 func (c *Config) setDefaults() {
@@ -89,6 +92,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.Accepts == 0 {
 		c.Accepts = 800 * runtime.GOMAXPROCS(0)
+	}
+	if c.MessageRate == 0 {
+		c.MessageRate = 256
 	}
 }
 
@@ -170,7 +176,7 @@ func (b *Broker) Run(ctx context.Context, ln net.Listener, config *tls.Config) e
 			continue
 		}
 		backoff = 0
-		if d := pace.take(time.Now()); d > 0 {
+		if d := pace.take(time.Now(), 1); d > 0 {
 			b.metrics.paced.Inc()
 			if !wait(ctx, d) {
 				return raw.Close()
@@ -222,6 +228,7 @@ func (b *Broker) serve(c *conn) {
 		_ = c.Close()
 		return
 	}
+	c.pace = pacer{every: time.Second / time.Duration(b.cfg.MessageRate), burst: 16 * b.cfg.MessageRate}
 	b.conns[c] = struct{}{}
 	b.mu.Unlock()
 	if !c.id.NotAfter.IsZero() {
@@ -304,19 +311,20 @@ func (b *Broker) Close() error {
 	return nil
 }
 
-// pacer spreads accepts: a token bucket that refills one token per every.
+// pacer spreads accepts and messages: a token bucket that refills one token per
+// every.
 type pacer struct {
 	every time.Duration
 	burst int
 	next  time.Time // when the bucket would be full less burst
 }
 
-// take returns how long to wait for the next token.
-func (p *pacer) take(now time.Time) time.Duration {
+// take returns how long to wait for the next n tokens.
+func (p *pacer) take(now time.Time, n int) time.Duration {
 	if floor := now.Add(-time.Duration(p.burst) * p.every); p.next.Before(floor) {
 		p.next = floor
 	}
-	p.next = p.next.Add(p.every)
+	p.next = p.next.Add(time.Duration(n) * p.every)
 	return max(0, p.next.Sub(now))
 }
 

@@ -330,14 +330,14 @@ func TestPacer(t *testing.T) {
 	now := time.Now()
 	var waited time.Duration
 	for range 25 { // 5 at once, then one each 10 ms
-		d := p.take(now)
+		d := p.take(now, 1)
 		now = now.Add(d)
 		waited += d
 	}
 	if waited != 200*time.Millisecond {
 		t.Errorf("25 connections waited %s in all", waited)
 	}
-	if d := p.take(now.Add(time.Hour)); d != 0 {
+	if d := p.take(now.Add(time.Hour), 1); d != 0 {
 		t.Errorf("after a pause: %s", d)
 	}
 }

@@ -20,6 +20,7 @@ type conn struct {
 	heard atomic.Int64 // unix nanoseconds of the last byte read
 	// session is set when the broker admitted the connection.
 	session uint64
+	pace    pacer // of messages; used by the goroutine that reads alone
 }
 
 func newConn(c, raw net.Conn, id Identity, write time.Duration) *conn {

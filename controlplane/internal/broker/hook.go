@@ -171,6 +171,13 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, er
 	if err != nil {
 		return pk, packets.CodeSuccessIgnore
 	}
+	// One device that sends without end is slowed down, and nobody else is.
+	if d := c.pace.take(time.Now(), 1+len(pk.Payload)/4096); d > 0 {
+		h.b.metrics.slowed.Inc()
+		if !wait(h.b.ctx, d) {
+			return pk, packets.ErrRejectPacket
+		}
+	}
 	err = h.b.cfg.Handler.Message(h.b.ctx, c.id.Tenant, c.id.Device, kind, pk.Payload)
 	if err != nil {
 		// No acknowledgement, and the connection ends: the device sends it
