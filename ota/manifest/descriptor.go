@@ -160,7 +160,9 @@ func scan(dec *json.Decoder, depth int) error {
 				return err
 			}
 			name := fmt.Sprint(key)
-			if folded := strings.ToLower(name); seen[folded] {
+			// Upper case first: encoding/json takes the long s for an s, and the
+			// sign of the kelvin for a k.
+			if folded := strings.ToLower(strings.ToUpper(name)); seen[folded] {
 				return fmt.Errorf("key %.40q twice", name)
 			} else {
 				seen[folded] = true

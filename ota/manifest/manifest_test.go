@@ -179,6 +179,7 @@ func TestParseRefuses(t *testing.T) {
 		"empty": nil, "no JSON": []byte("<html>"), "null": []byte("null"), "a list": []byte("[]"),
 		"trailing":       append(bytes.Clone(index), '1'),
 		"twice":          []byte(strings.Replace(string(index), `"schemaVersion":2`, `"schemaVersion":2,"schemaVersion":2`, 1)),
+		"twice, long s":  []byte(strings.Replace(string(index), `"schemaVersion":2`, `"schemaVersion":2,"\u017fchemaVersion":2`, 1)),
 		"twice, by case": []byte(strings.Replace(string(index), `"schemaVersion":2`, `"schemaVersion":2,"SchemaVersion":2`, 1)),
 		"deep":           edit(t, index, set("x", json.RawMessage(nested))),
 		"too long":       append(bytes.Clone(index), bytes.Repeat([]byte(" "), MaxIndex)...),
