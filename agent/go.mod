@@ -7,7 +7,6 @@ require (
 	github.com/eclipse/paho.mqtt.golang v1.5.1
 	github.com/google/go-cmp v0.7.0
 	github.com/gorilla/websocket v1.5.4-0.20250319132907-e064f32e3674
-	github.com/gorilla/websocket v1.5.4-0.20250319132907-e064f32e3674
 	github.com/rogpeppe/go-internal v1.16.0
 	github.com/skein-fleet/skein/ota v0.0.0-00010101000000-000000000000
 	github.com/skein-fleet/skein/proto v0.0.0-00010101000000-000000000000
