@@ -24,6 +24,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/blobs"
 	"github.com/skein-fleet/skein/controlplane/internal/broker"
 	"github.com/skein-fleet/skein/controlplane/internal/conductor"
+	"github.com/skein-fleet/skein/controlplane/internal/delta"
 	"github.com/skein-fleet/skein/controlplane/internal/enroll"
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
 	"github.com/skein-fleet/skein/controlplane/internal/pki"
@@ -32,6 +33,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 	"github.com/skein-fleet/skein/controlplane/internal/vault"
 	"github.com/skein-fleet/skein/controlplane/internal/web"
+	"github.com/skein-fleet/skein/ota/blob"
 	"github.com/skein-fleet/skein/ota/slot"
 	"github.com/skein-fleet/skein/ota/trust"
 )
@@ -102,8 +104,13 @@ func (s *Server) wireParts(context.Context) (err error) {
 	if s.blobDir, err = slot.OpenDir(filepath.Join(s.cfg.DataDir, "blobs")); err != nil {
 		return err
 	}
-	s.blobs = blobs.New(blobs.Options{Files: s.blobDir, Manifests: manifests{s}, Logger: s.logger})
-	s.catalog, err = release.New(release.Config{Store: s.db, Blobs: s.blobs.Store(), Repository: s.trust, Targets: s.targets, Logger: s.logger})
+	blobStore := blob.NewStore(s.blobDir)
+	deltas, err := delta.New(delta.Config{Files: s.blobDir, Blobs: blobStore, Logger: s.logger})
+	if err != nil {
+		return err
+	}
+	s.blobs = blobs.New(blobs.Options{Files: s.blobDir, Store: blobStore, Adopt: deltas.Adopt, Manifests: manifests{s}, Logger: s.logger})
+	s.catalog, err = release.New(release.Config{Store: s.db, Blobs: blobStore, Repository: s.trust, Deltas: deltas, Targets: s.targets, Logger: s.logger})
 	if err != nil {
 		return err
 	}

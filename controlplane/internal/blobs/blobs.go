@@ -52,9 +52,12 @@ type Grants interface {
 
 // Options of a Server.
 type Options struct {
-	Files     slot.Files // blobs/, partial/ and uploads/ lie below it
+	Files     slot.Files  // blobs/, partial/ and uploads/ lie below it
+	Store     *blob.Store // in Files; nil makes one
 	Manifests Manifests
 	Logger    *slog.Logger
+	// Adopt makes a finished upload a blob: Store().Adopt.
+	Adopt func(ctx context.Context, name string, d ota.Digest) (size int64, err error)
 	// KeepUploads is how long an unfinished upload is kept without progress:
 	// 7 days.
 	KeepUploads time.Duration
@@ -79,7 +82,13 @@ func New(o Options) *Server {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Server{opts: o, store: blob.NewStore(o.Files)}
+	if o.Store == nil {
+		o.Store = blob.NewStore(o.Files)
+	}
+	if o.Adopt == nil {
+		o.Adopt = o.Store.Adopt
+	}
+	return &Server{opts: o, store: o.Store}
 }
 
 // Store returns the blobs themselves.

@@ -206,7 +206,7 @@ func (s *Server) finish(w http.ResponseWriter, r *http.Request, id string) {
 		return
 	}
 	defer release()
-	if _, err := s.store.Adopt(r.Context(), uploadName(id), d); err != nil {
+	if _, err := s.opts.Adopt(r.Context(), uploadName(id), d); err != nil {
 		s.uploadError(w, id, err)
 		return
 	}

@@ -41,9 +41,13 @@ func (c *Catalog) Create(ctx context.Context, r Request) (store.Release, error) 
 	if err != nil {
 		return store.Release{}, err
 	}
+	savings, err := c.savings(ctx, r, m)
+	if err != nil {
+		return store.Release{}, fmt.Errorf("release %s: make deltas: %w", r.Name, err)
+	}
 	c.creating.Lock()
 	defer c.creating.Unlock()
-	row, err := c.build(ctx, r, m, targets)
+	row, err := c.build(ctx, r, m, targets, savings)
 	if err != nil {
 		return store.Release{}, err
 	}
@@ -111,7 +115,7 @@ func (c *Catalog) check(ctx context.Context, r Request) (m store.ModelVersion, t
 }
 
 // build numbers the release and writes its manifests and index.
-func (c *Catalog) build(ctx context.Context, r Request, m store.ModelVersion, targets []ota.Target) (store.Release, error) {
+func (c *Catalog) build(ctx context.Context, r Request, m store.ModelVersion, targets []ota.Target, savings map[ota.Digest]manifest.Savings) (store.Release, error) {
 	row := store.Release{Tenant: r.Tenant, Name: r.Name, Version: r.Version, Counter: 1, Model: m.Name, ModelVersion: m.Version, Soak: r.Soak,
 		Created: c.cfg.Now(), CreatedBy: r.By}
 	err := c.cfg.Store.View(ctx, func(tx *store.Tx) error {
@@ -140,6 +144,7 @@ func (c *Catalog) build(ctx context.Context, r Request, m store.ModelVersion, ta
 		Targets: targets,
 		ONNX:    manifest.Descriptor{Digest: ota.Digest(m.ONNX), Size: m.ONNXSize},
 		Golden:  manifest.Descriptor{Digest: ota.Digest(m.Golden), Size: m.GoldenSize},
+		Savings: savings,
 	}
 	size := map[ota.Digest]int64{b.ONNX.Digest: b.ONNX.Size, b.Golden.Digest: b.Golden.Size}
 	index, raw, manifests, err := b.Write(ctx, func(_ context.Context, mediaType string, data []byte) (manifest.Descriptor, error) {

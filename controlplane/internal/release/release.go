@@ -48,11 +48,19 @@ type Repository interface {
 	Metadata(name string) ([]byte, error)
 }
 
+// Deltas makes what saves bytes on the way to devices: the chunk index of a
+// layer, and patches against older artifacts. What cannot be made is left out.
+type Deltas interface {
+	Savings(ctx context.Context, layer manifest.Descriptor, bases []manifest.Descriptor) (manifest.Savings, error)
+}
+
 // Config of a Catalog. Store, Blobs and Repository are required.
 type Config struct {
 	Store      *store.DB
 	Blobs      *blob.Store
 	Repository Repository
+	// Deltas may be nil: devices then fetch everything whole.
+	Deltas Deltas
 	// Targets returns the targets that devices report.
 	Targets func(tenant string) []string
 	Logger  *slog.Logger
@@ -184,6 +192,16 @@ func (c *Catalog) remember(ctx context.Context, r store.Release) error {
 		e.blobs[d.Digest], e.blobs[m.Config.Digest] = true, true
 		for _, l := range m.Layers {
 			e.blobs[l.Digest] = true
+			save, err := l.Savings()
+			if err != nil {
+				return fmt.Errorf("release %s@%s: %w", r.Name, r.Version, err)
+			}
+			if save.Chunks != nil {
+				e.blobs[save.Chunks.Digest] = true
+			}
+			for _, p := range save.Patches {
+				e.blobs[p.Digest] = true
+			}
 		}
 	}
 	c.mu.Lock()
