@@ -344,3 +344,43 @@ func TestRenewedCertificateIsShown(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestDamagedStateKeepsServing: what is committed survives a damaged file.
+func TestDamagedStateKeepsServing(t *testing.T) {
+	w, base := standard(t)
+	for name, text := range map[string]string{"torn": `{"sha`, "one byte": ""} {
+		t.Run(name, func(t *testing.T) {
+			files := base.Crash(0)
+			raw, err := files.ReadFile("state/agent.json")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if text == "" {
+				text = strings.Replace(string(raw), `"version":"1"`, `"version":"7"`, 1)
+			}
+			if text == string(raw) {
+				t.Fatal("nothing is damaged")
+			}
+			if err := files.WriteFile("state/agent.json", []byte(text)); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Test(t, func(t *testing.T) {
+				w.t = t
+				d := w.boot(files)
+				settle(time.Minute) // without the network
+				if got, err := d.runtime.answer(); err != nil || got != 1 || d.Status().RunningName != "meter@1" {
+					t.Errorf("answers %v, %v as %s", got, err, d.Status().RunningName)
+				}
+				w.want(2, "2")
+				d.link.SetOnline(true)
+				settle(5 * time.Minute)
+				if got, err := d.runtime.answer(); err != nil || got != 2 || !hasCondition(w.last(), health.JournalDamaged) {
+					t.Errorf("answers %v, %v; %+v", got, err, w.last().Conditions)
+				}
+				if err := d.stop(t); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}

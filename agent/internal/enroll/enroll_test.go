@@ -194,6 +194,12 @@ func TestLoadRefusesDamage(t *testing.T) {
 		if err := g.WriteFile(name, []byte(text)); err != nil {
 			t.Fatal(err)
 		}
+		if id, err := Load(g); err != nil || id.check() != nil {
+			t.Errorf("damaged %s, with a copy: %v", name, err)
+		}
+		if err := g.WriteFile(name+".copy", []byte(text)); err != nil {
+			t.Fatal(err)
+		}
 		if _, err := Load(g); err == nil || errors.Is(err, ErrNotEnrolled) {
 			t.Errorf("damaged %s: %v", name, err)
 		}

@@ -1,7 +1,6 @@
 package enroll
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/ecdh"
 	"crypto/ecdsa"
@@ -9,13 +8,13 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"time"
 
+	"github.com/skein-fleet/skein/agent/internal/durable"
 	"github.com/skein-fleet/skein/ota/slot"
 	"github.com/skein-fleet/skein/proto/wire"
 )
@@ -133,17 +132,12 @@ type stored struct {
 
 // Load reads the identity from the state folder, or returns ErrNotEnrolled.
 func Load(f slot.Files) (*Identity, error) {
-	raw, err := f.ReadFile(identityFile)
+	var s stored
+	_, err := durable.Read(f, identityFile, &s)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrNotEnrolled
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read identity: %w", err)
-	}
-	var s stored
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&s); err != nil {
 		return nil, fmt.Errorf("read identity: %w", err)
 	}
 	key, seal, err := loadKeys(f)
@@ -166,16 +160,16 @@ func (id *Identity) save(f slot.Files) error {
 	if err := id.check(); err != nil {
 		return err
 	}
-	raw, err := json.MarshalIndent(stored{
+	v := stored{
 		DeviceID: id.DeviceID, Tenant: id.Tenant, Name: id.Name, Serial: id.Serial, Labels: id.Labels,
 		Certificate: id.Certificate, CA: id.CA, TrustRoot: id.TrustRoot,
 		ServerURL: id.ServerURL, MQTTAddress: id.MQTTAddress, BlobURL: id.BlobURL,
-	}, "", "  ")
-	if err != nil {
-		return fmt.Errorf("encode identity: %w", err)
 	}
-	if err := f.WriteFile(identityFile, raw); err != nil {
+	if err := durable.Write(f, identityFile, v); err != nil {
 		return fmt.Errorf("write identity: %w", err)
+	}
+	if err := durable.WriteCopy(f, identityFile, v); err != nil {
+		return fmt.Errorf("write the copy of the identity: %w", err)
 	}
 	return nil
 }
@@ -226,7 +220,22 @@ func loadKeys(f slot.Files) (*ecdsa.PrivateKey, *ecdh.PrivateKey, error) {
 	return key, seal, nil
 }
 
+// keyCopy is the second copy of a key: the device is nobody without it.
+const keyCopy = ".copy"
+
+// readKey reads a key, or its copy when the disk has damaged it.
 func readKey(f slot.Files, name string) (any, error) {
+	k, err := parseKey(f, name)
+	if err == nil {
+		return k, nil
+	}
+	if k, cerr := parseKey(f, name+keyCopy); cerr == nil {
+		return k, nil
+	}
+	return nil, err
+}
+
+func parseKey(f slot.Files, name string) (any, error) {
 	raw, err := f.ReadFile(name)
 	if err != nil {
 		return nil, fmt.Errorf("read key: %w", err)
@@ -247,8 +256,11 @@ func writeKey(f slot.Files, name string, key any) error {
 	if err != nil {
 		return fmt.Errorf("encode key: %w", err)
 	}
-	if err := f.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})); err != nil {
-		return fmt.Errorf("write key: %w", err)
+	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	for _, n := range []string{name, name + keyCopy} {
+		if err := f.WriteFile(n, text); err != nil {
+			return fmt.Errorf("write key: %w", err)
+		}
 	}
 	return nil
 }

@@ -8,7 +8,6 @@ package state
 
 import (
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/skein-fleet/skein/agent/internal/durable"
 	"github.com/skein-fleet/skein/agent/runtime"
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/slot"
@@ -139,26 +139,23 @@ type Store struct {
 	s  State
 }
 
-// Open reads the state, or starts with an empty one. A file that cannot be
-// read is set aside as agent.json.damaged: the control plane tells again what
-// is wanted.
+// Open reads the state, or starts with an empty one. A damaged file is set aside
+// as agent.json.damaged, and its copy taken, which knows what is committed. If
+// that is damaged too, the control plane tells again what is wanted.
 func Open(f slot.Files) (*Store, error) {
 	st := &Store{files: f, s: State{Version: version}}
-	raw, err := f.ReadFile(fileName)
-	if errors.Is(err, fs.ErrNotExist) {
-		return st, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read agent state: %w", err)
-	}
 	var s State
-	if err := json.Unmarshal(raw, &s); err != nil {
-		if err := f.WriteFile(fileName+".damaged", raw); err != nil {
-			return nil, fmt.Errorf("set damaged agent state aside: %w", err)
-		}
+	damaged, err := durable.Read(f, fileName, &s)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return st, nil
+	case errors.Is(err, durable.ErrDamaged):
 		st.damaged = true
 		return st, nil
+	case err != nil:
+		return nil, fmt.Errorf("read agent state: %w", err)
 	}
+	st.damaged = damaged
 	if s.Version != version {
 		return nil, fmt.Errorf("read agent state: version %d, this agent knows %d: install the agent that wrote it", s.Version, version)
 	}
@@ -184,12 +181,13 @@ func (st *Store) Change(f func(*State)) error {
 	defer st.mu.Unlock()
 	next := st.s
 	f(&next)
-	raw, err := json.Marshal(next)
-	if err != nil {
-		return fmt.Errorf("encode agent state: %w", err)
-	}
-	if err := st.files.WriteFile(fileName, raw); err != nil {
+	if err := durable.Write(st.files, fileName, next); err != nil {
 		return fmt.Errorf("write agent state: %w", err)
+	}
+	if next.Current != st.s.Current || next.Held != st.s.Held {
+		// Best effort: the file itself is written. Counters and an update under
+		// way may be older in the copy, what is committed and wanted may not.
+		_ = durable.WriteCopy(st.files, fileName, next)
 	}
 	st.s = next
 	return nil
