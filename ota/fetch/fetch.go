@@ -202,13 +202,14 @@ func (f *Fetcher) transfer(ctx context.Context, desc manifest.Descriptor, from S
 	defer watch.Wait()
 	defer cancel(nil)
 	body := &counted{progress: func(n int64) { f.report(desc, offset+n) }}
-	watch.Go(func() { f.watch(ctx, &body.n, cancel) })
+	watch.Go(func() { f.watch(ctx, body.moved, cancel) })
 
 	r, err := from.Open(ctx, desc.Digest, offset, desc.Size-offset)
 	if err != nil {
 		return 0, because(ctx, err)
 	}
 	body.r = r
+	body.skip.Store(skipping(r))
 	got, err = f.Store.Append(ctx, desc.Digest, offset, desc.Size, body)
 	if cerr := r.Close(); err == nil && cerr != nil && got < desc.Size-offset {
 		err = fmt.Errorf("close answer: %w", cerr)
@@ -233,7 +234,7 @@ func because(ctx context.Context, err error) error {
 }
 
 // watch cancels a transfer that brings too little.
-func (f *Fetcher) watch(ctx context.Context, n *atomic.Int64, cancel context.CancelCauseFunc) {
+func (f *Fetcher) watch(ctx context.Context, moved func() int64, cancel context.CancelCauseFunc) {
 	tick := time.NewTicker(f.window())
 	defer tick.Stop()
 	last := int64(0)
@@ -243,7 +244,7 @@ func (f *Fetcher) watch(ctx context.Context, n *atomic.Int64, cancel context.Can
 			return
 		case <-tick.C:
 		}
-		now := n.Load()
+		now := moved()
 		if float64(now-last) < float64(f.minRate())*f.window().Seconds() {
 			cancel(fmt.Errorf("%w: %d bytes in %s, want %d a second", ErrSlow, now-last, f.window(), f.minRate()))
 			return
@@ -299,12 +300,31 @@ func (m metered) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// skipping returns the skipper that r is or meters, or nil.
+func skipping(r io.ReadCloser) *skipper {
+	if m, ok := r.(metered); ok {
+		r = m.ReadCloser
+	}
+	s, _ := r.(*skipper)
+	return s
+}
+
 // counted counts what a source brings and remembers its error.
 type counted struct {
 	r        io.Reader
 	n        atomic.Int64
+	skip     atomic.Pointer[skipper]
 	progress func(n int64)
 	err      error
+}
+
+// moved is what came over the network, what was passed over included.
+func (c *counted) moved() int64 {
+	n := c.n.Load()
+	if s := c.skip.Load(); s != nil {
+		n += s.skipped.Load()
+	}
+	return n
 }
 
 // Read implements io.Reader.

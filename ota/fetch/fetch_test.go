@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -496,6 +497,35 @@ func TestTwoFetchesOfOneBlob(t *testing.T) {
 		}
 		wg.Wait()
 		check(t, f, b)
+	})
+}
+
+// A server that does not do ranges sends everything again over a slow link:
+// that is progress too.
+func TestSlowServerWithoutRanges(t *testing.T) {
+	b := content(200_000)
+	h := func(w http.ResponseWriter, _ *http.Request) {
+		for part := range slices.Chunk(b, 20_000) {
+			<-time.After(10 * time.Second) // 2 kB/s
+			if _, err := w.Write(part); err != nil {
+				return
+			}
+			_ = http.NewResponseController(w).Flush()
+		}
+	}
+	run(t, h, func(t *testing.T, _ *server, f *Fetcher, _ *slot.Mem) {
+		d := ota.DigestOf(b)
+		if _, err := f.Store.Append(t.Context(), d, 0, int64(len(b)), bytes.NewReader(b[:150_000])); err != nil {
+			t.Fatal(err)
+		}
+		begun := time.Now()
+		if err := f.Fetch(t.Context(), manifest.Descriptor{MediaType: "x", Digest: d, Size: int64(len(b))}); err != nil {
+			t.Fatal(err)
+		}
+		check(t, f, b)
+		if took := time.Since(begun); took != 100*time.Second || f.BytesFetched() != 50_000 {
+			t.Errorf("%d bytes in %s, want one transfer", f.BytesFetched(), took)
+		}
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/skein-fleet/skein/ota"
@@ -50,12 +51,37 @@ func (s httpSource) Open(ctx context.Context, d ota.Digest, offset, length int64
 	}
 	if resp.StatusCode == http.StatusOK && offset > 0 {
 		// The server, or something before it, does not do ranges.
-		if _, err := io.CopyN(io.Discard, resp.Body, offset); err != nil {
-			return nil, errors.Join(fmt.Errorf("ask for %s: skip to %d: %w", d.Short(), offset, err), resp.Body.Close())
-		}
+		return &skipper{body: resp.Body, left: offset}, nil
 	}
 	return resp.Body, nil
 }
+
+// skipper passes over the first left bytes of body: on a slow link that takes
+// longer than Fetcher.Window, so they count as progress.
+type skipper struct {
+	body    io.ReadCloser
+	left    int64
+	skipped atomic.Int64
+}
+
+// Read implements io.Reader.
+func (s *skipper) Read(p []byte) (int, error) {
+	for buf := make([]byte, min(s.left, 32<<10)); s.left > 0; {
+		n, err := s.body.Read(buf[:min(s.left, int64(len(buf)))])
+		s.left -= int64(n)
+		s.skipped.Add(int64(n))
+		if errors.Is(err, io.EOF) && s.left > 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil && !errors.Is(err, io.EOF) {
+			return 0, fmt.Errorf("skip to where the partial ends: %w", err)
+		}
+	}
+	return s.body.Read(p)
+}
+
+// Close implements io.Closer.
+func (s *skipper) Close() error { return s.body.Close() }
 
 // accept classifies an answer.
 func accept(resp *http.Response, offset int64) error {
