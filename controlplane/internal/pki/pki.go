@@ -140,9 +140,6 @@ func newSerial() (*big.Int, error) {
 	return n.Add(n, big.NewInt(1)), nil
 }
 
-// Domain is the trust domain in device certificates.
-func (a *Authority) Domain() string { return a.domain }
-
 // CA returns the CA certificates to trust, DER.
 func (a *Authority) CA() [][]byte { return [][]byte{a.cert.Raw} }
 

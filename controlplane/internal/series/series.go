@@ -274,10 +274,3 @@ func (src Source) labels(own telemetry.Series) labels.Labels {
 	b.Sort()
 	return b.Labels()
 }
-
-// Forget drops what is remembered of a device in memory; its series stay.
-func (s *Store) Forget(deviceID string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.devices, deviceID)
-}
