@@ -569,7 +569,7 @@ func TestReasonsAreForPeople(t *testing.T) {
 	w := newWorld(spec, fleet, all(fleet, refusing))
 	w.run(100)
 	if r := w.state.Reason; w.state.Phase != RolledBack || !strings.Contains(r, "devices that finished failed (limit: 1); for example jetson-") ||
-		!strings.Contains(r, "REJECTED: ") || strings.Contains(r, "0 keep") {
+		!strings.Contains(r, "REJECTED: ") || strings.Contains(r, "have not confirmed") {
 		t.Errorf("%s: %s", w.state.Phase, r)
 	}
 	for name, want := range map[string]string{"skein_inference_latency_p50_seconds": "seconds", `x_bytes{model="a_b"}`: "bytes", "skein_fps": "", "seconds": "seconds", "requests_total": ""} {

@@ -186,7 +186,7 @@ func (p *planner) unwind() {
 			switch e := p.exec(&rows[i]); {
 			case e.Wave != w || e.Attempts == 0:
 				continue
-			case e.Status == Restored || e.Confirmed:
+			case e.Status == Restored || e.Confirmed || stayed(e, rows[i].d):
 				restored++
 			case e.Succeeded():
 				kept++
@@ -201,6 +201,12 @@ func (p *planner) unwind() {
 		phase = RolledBack
 	}
 	p.emit(Decision{Kind: FinishAbort, Phase: phase, Wave: p.st.Wave, Reason: p.st.Reason + "; " + aftermath(touched, restored, kept, lost)})
+}
+
+// stayed says that a device told of its failure and runs what ran before.
+func stayed(e Exec, d *Device) bool {
+	told := e.Status == FailedState && (e.Class == ota.Rejected || e.Class == ota.Failed)
+	return told && d != nil && d.Release == e.Previous
 }
 
 // aftermath says what became of the devices of an aborted rollout.
