@@ -1,10 +1,14 @@
 package demo
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -86,9 +90,11 @@ func (s *story) finish(ctx context.Context, url, token string) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(s.o.Out, "\n%d devices serve %v. %d meter readings answered, %d failed. %.0f s in all.\n", r.Devices, r.DevicesPerRelease, r.Requests, r.RequestErrors, r.Seconds)
-	fmt.Fprintf(s.o.Out, "Dashboard: %s\nCredential: %s\n", url, token)
-	fmt.Fprintf(s.o.Out, "Command line: SKEIN_SERVER=%s SKEIN_TOKEN=%s skein device list\n", url, token)
+	fmt.Fprintf(s.o.Out, "\n%s. %d meter readings answered, %d failed. %.0f s in all.\n", serving(r.DevicesPerRelease), r.Requests, r.RequestErrors, r.Seconds)
+	if !s.o.Once { // it ends with the story
+		fmt.Fprintf(s.o.Out, "Dashboard: %s\nCredential: %s\n", url, token)
+		fmt.Fprintf(s.o.Out, "Command line: SKEIN_SERVER=%s SKEIN_TOKEN=%s skein device list\n", url, token)
+	}
 	if s.o.Report != "" {
 		b, err := json.MarshalIndent(r, "", "  ")
 		if err != nil {
@@ -103,4 +109,13 @@ func (s *story) finish(ctx context.Context, url, token string) error {
 		return fmt.Errorf("%d devices outside the canary were reached by a bad version", r.HarmedAfterAbort)
 	}
 	return nil
+}
+
+// serving says how many devices serve which release.
+func serving(byRelease map[string]int) string {
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(byRelease)) {
+		parts = append(parts, fmt.Sprintf("%d devices serve %s", byRelease[name], cmp.Or(name, "nothing")))
+	}
+	return strings.Join(parts, ", ")
 }

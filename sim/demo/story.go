@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/skein-fleet/skein/ota/gate"
 	releasev1 "github.com/skein-fleet/skein/proto/gen/skein/release/v1"
 	rolloutv1 "github.com/skein-fleet/skein/proto/gen/skein/rollout/v1"
 	"github.com/skein-fleet/skein/sim/meter"
@@ -109,7 +110,7 @@ func (s *story) rollOut(ctx context.Context, c chapter, model *meter.Model, gold
 		return err
 	}
 	name := release.GetName() + "@" + release.GetVersion()
-	s.say("%s (%s): %d bytes of ONNX, release for %d targets, signed", name, c.description, len(onnx), len(release.GetTargets()))
+	s.say("%s (%s): %s of ONNX, release for %d targets, signed", name, c.description, gate.Figure(float64(len(onnx)), "bytes"), len(release.GetTargets()))
 	started, err := s.op.Start(ctx, "demo-"+c.name, spec(name, c.gate))
 	if err != nil {
 		return err
