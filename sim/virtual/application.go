@@ -3,6 +3,7 @@ package virtual
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"time"
 
@@ -62,8 +63,6 @@ func (b *board) work() Work {
 			w.Errors += n
 		}
 	}
-	for v, n := range b.wrong {
-		w.Wrong[v] = n
-	}
+	maps.Copy(w.Wrong, b.wrong)
 	return w
 }

@@ -3,6 +3,7 @@ package play
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -38,10 +39,7 @@ func (s *stage) look(ctx context.Context, _ time.Duration) {
 	for name, m := range s.made {
 		releases[name] = *m
 	}
-	rollouts := map[string]string{}
-	for name, id := range s.rollouts {
-		rollouts[name] = id
-	}
+	rollouts := maps.Clone(s.rollouts)
 	s.mu.Unlock()
 	n := snapshot{on: map[string][]int{}, harmed: s.seen.harmed, rollouts: map[string]string{}}
 	if n.harmed == nil {

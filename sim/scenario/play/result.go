@@ -3,6 +3,7 @@ package play
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -118,9 +119,7 @@ func (s *stage) result() *Result {
 	for name, on := range s.seen.on {
 		r.Releases[name] = len(on)
 	}
-	for name, state := range s.seen.rollouts {
-		r.Rollouts[name] = state
-	}
+	maps.Copy(r.Rollouts, s.seen.rollouts)
 	for _, q := range scenario.Quantities {
 		if n, known := s.quantity(q); known {
 			r.Measured[string(q)] = n
