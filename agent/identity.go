@@ -42,6 +42,8 @@ type EnrollOptions struct {
 	Now     func() time.Time
 	Floor   time.Time
 	Pending func(retryAfter time.Duration) // told when approval is awaited
+	// Retrying is told when the server cannot be reached.
+	Retrying func(cause error, retryAfter time.Duration)
 }
 
 // Enroll trades a claim for an identity, stores it in Files and returns it. It
@@ -53,7 +55,7 @@ func Enroll(ctx context.Context, o EnrollOptions) (*Identity, error) {
 	}
 	return enroll.Enroll(ctx, enroll.Options{
 		ServerURL: o.ServerURL, Claim: o.Claim, Name: o.Name, Serial: o.Serial, Labels: o.Labels, Target: o.Target,
-		Hardware: o.Hardware, Files: o.Files, HTTPClient: o.HTTPClient, Dial: pki.Dial(o.Dial), Pending: o.Pending,
+		Hardware: o.Hardware, Files: o.Files, HTTPClient: o.HTTPClient, Dial: pki.Dial(o.Dial), Pending: o.Pending, Retrying: o.Retrying,
 		Now: func() (time.Time, bool) {
 			if t := now(); !t.Before(o.Floor) {
 				return t, false
@@ -113,7 +115,7 @@ func (a *Agent) renewLoop(ctx context.Context) error {
 }
 
 func (a *Agent) renew(ctx context.Context) error {
-	fresh, err := enroll.Renew(ctx, a.identity.Load(), a.opts.Files, a.http)
+	fresh, err := enroll.Renew(ctx, a.identity.Load(), a.opts.Files, a.http, a.now())
 	if err != nil {
 		return err
 	}

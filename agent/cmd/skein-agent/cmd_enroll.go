@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -33,6 +34,13 @@ func enrollCommand(s streams) *cobra.Command {
 				return err
 			}
 			defer func() { err = errors.Join(err, files.Close()) }()
+			if _, err := agent.LoadIdentity(files); errors.Is(err, agent.ErrNotEnrolled) { // else nothing is written
+				unlock, err := lockState(o.state)
+				if err != nil {
+					return err
+				}
+				defer unlock()
+			}
 			return enrollDevice(cmd.Context(), s, o, host.New(host.Options{Root: root, StateDir: o.state}), files)
 		},
 	}
@@ -75,6 +83,9 @@ func enrollDevice(ctx context.Context, s streams, o enrollOptions, m *host.Machi
 	id, err := agent.Enroll(ctx, agent.EnrollOptions{
 		ServerURL: o.server, Claim: o.claim, Name: o.name, Serial: o.serial, Labels: o.labels,
 		Target: facts.Target.String(), Hardware: facts.Hardware, Files: files, Floor: buildTime(),
+		Retrying: func(cause error, again time.Duration) {
+			fmt.Fprintf(s.err, "cannot reach %s: %v, trying again in %s\n", o.server, cause, again.Round(time.Second/10))
+		},
 		Pending: func(again time.Duration) {
 			fmt.Fprintf(s.err, "waiting for approval (skein device approve), asking again in %s\n", again)
 		},
@@ -88,7 +99,7 @@ func enrollDevice(ctx context.Context, s streams, o enrollOptions, m *host.Machi
 
 // claimText reads @FILE: a claim on the command line is seen by all users.
 func claimText(claim string) (string, error) {
-	if claim[0] != '@' {
+	if !strings.HasPrefix(claim, "@") {
 		return claim, nil
 	}
 	raw, err := os.ReadFile(claim[1:])

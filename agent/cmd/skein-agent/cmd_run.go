@@ -150,7 +150,11 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 
 // lockState makes sure that one agent at a time works in a state folder.
 func lockState(dir string) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	name := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	if errors.Is(err, syscall.EROFS) { // what is committed is served from a read-only disk too
+		f, err = os.Open(name)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}

@@ -9,13 +9,14 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdh"
-	"crypto/rand"
+	crand "crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"strings"
@@ -79,8 +80,10 @@ type Options struct {
 	Dial pki.Dial
 	// HTTPClient, when set, is used as it is: the caller authenticates the server.
 	HTTPClient *http.Client
-	// Pending is told each time the server says that approval is awaited.
-	Pending func(retryAfter time.Duration)
+	// Pending is told each time the server says that approval is awaited,
+	// Retrying each time it cannot be reached.
+	Pending  func(retryAfter time.Duration)
+	Retrying func(cause error, retryAfter time.Duration)
 }
 
 const (
@@ -125,7 +128,7 @@ func Enroll(ctx context.Context, o Options) (*Identity, error) {
 		Token: claim.Secret, Csr: csr, Serial: o.Serial, Hardware: o.Hardware, ClaimedLabels: o.Labels,
 		Target: o.Target, Name: o.Name, SealKey: seal.PublicKey().Bytes(),
 	}
-	resp, err := ask(ctx, service, req, o.Pending)
+	resp, err := o.ask(ctx, service, req)
 	if err != nil {
 		return nil, err
 	}
@@ -140,12 +143,12 @@ func Enroll(ctx context.Context, o Options) (*Identity, error) {
 	return id, nil
 }
 
-func ask(ctx context.Context, service enrollv1connect.EnrollServiceClient, req *enrollv1.EnrollRequest, pending func(time.Duration)) (*enrollv1.EnrollResponse, error) {
+func (o Options) ask(ctx context.Context, service enrollv1connect.EnrollServiceClient, req *enrollv1.EnrollRequest) (*enrollv1.EnrollResponse, error) {
 	for attempt := 0; ; attempt++ {
 		call, cancel := context.WithTimeout(ctx, callTimeout)
 		resp, err := service.Enroll(call, req)
 		cancel()
-		delay := min(time.Second<<min(attempt, 10), maxRetry)
+		delay := rand.N(min(time.Second<<min(attempt, 10), maxRetry)) + time.Millisecond // full jitter: many boxes are switched on at once
 		switch {
 		case err != nil && final(err):
 			return nil, fmt.Errorf("%w: %w", ErrRefused, err)
@@ -159,9 +162,11 @@ func ask(ctx context.Context, service enrollv1connect.EnrollServiceClient, req *
 			return nil, fmt.Errorf("enrol: the server answers with state %s", resp.GetState())
 		case err == nil:
 			delay = time.Duration(min(max(resp.GetRetryAfterSeconds(), 1), 3600)) * time.Second
-			if pending != nil {
-				pending(delay)
+			if o.Pending != nil {
+				o.Pending(delay)
 			}
+		case o.Retrying != nil:
+			o.Retrying(err, delay)
 		}
 		timer := time.NewTimer(delay)
 		select {
@@ -191,8 +196,9 @@ func unknownCA(err error) bool {
 }
 
 // Renew asks for a new certificate for the same key with the present one,
-// stores it and returns the new identity.
-func Renew(ctx context.Context, id *Identity, f slot.Files, client *http.Client) (*Identity, error) {
+// stores it and returns the new identity. An answer with which the device could
+// not connect at now is refused, and the old identity stays.
+func Renew(ctx context.Context, id *Identity, f slot.Files, client *http.Client, now time.Time) (*Identity, error) {
 	csr, err := request(id.Key)
 	if err != nil {
 		return nil, err
@@ -213,16 +219,49 @@ func Renew(ctx context.Context, id *Identity, f slot.Files, client *http.Client)
 	if ca := resp.GetCa(); len(ca) > 0 {
 		fresh.CA = ca
 	}
+	if err := fresh.usable(now); err != nil {
+		return nil, fmt.Errorf("renew certificate: the answer is refused: %w", err)
+	}
 	if err := fresh.save(f); err != nil {
 		return nil, fmt.Errorf("renew certificate: %w", err)
 	}
 	return &fresh, nil
 }
 
+// usable refuses a certificate that has ended, and a CA that does not stand
+// behind it: with either the device would be locked out.
+func (id *Identity) usable(now time.Time) error {
+	leaf, err := id.Leaf()
+	if err != nil {
+		return err
+	}
+	if !now.Before(leaf.NotAfter) {
+		return fmt.Errorf("the certificate ended at %s already", leaf.NotAfter.UTC().Format(time.RFC3339))
+	}
+	roots, err := id.Roots()
+	if err != nil {
+		return err
+	}
+	between := x509.NewCertPool()
+	for _, der := range id.Certificate[1:] {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return fmt.Errorf("parse certificate chain: %w", err)
+		}
+		between.AddCert(c)
+	}
+	middle := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2) // the device's clock may be wrong
+	_, err = leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: middle, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	if err != nil {
+		return fmt.Errorf("the CA does not stand behind the certificate: %w", err)
+	}
+	return nil
+}
+
 // request returns a certificate request for key. The server takes only the
 // key from it.
 func request(key crypto.Signer) ([]byte, error) {
-	der, err := x509.CreateCertificateRequest(rand.Reader, new(x509.CertificateRequest), key)
+	der, err := x509.CreateCertificateRequest(crand.Reader, new(x509.CertificateRequest), key)
 	if err != nil {
 		return nil, fmt.Errorf("make certificate request: %w", err)
 	}

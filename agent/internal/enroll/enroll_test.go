@@ -58,9 +58,11 @@ func TestLostAnswer(t *testing.T) {
 	s := enrolltest.New(t, time.Now())
 	s.LoseAnswers = 1
 	f := slot.NewMem()
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	if _, err := Enroll(ctx, options(s, f)); !errors.Is(err, context.DeadlineExceeded) {
+	o := options(s, f)
+	o.Retrying = func(error, time.Duration) { cancel() }
+	if _, err := Enroll(ctx, o); !errors.Is(err, context.Canceled) {
 		t.Fatalf("lost answer: %v", err)
 	}
 	if _, err := Load(f); !errors.Is(err, ErrNotEnrolled) {
@@ -142,7 +144,7 @@ func TestRenew(t *testing.T) {
 	}
 	client := pki.HTTPClient(pki.ClientConfig(id.Roots, "127.0.0.1", at(time.Now(), false), id.TLSCertificate), nil)
 	defer client.CloseIdleConnections()
-	fresh, err := Renew(t.Context(), id, f, client)
+	fresh, err := Renew(t.Context(), id, f, client, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,8 +155,16 @@ func TestRenew(t *testing.T) {
 	// A renewal that does not fit changes nothing.
 	wrong := *id
 	wrong.DeviceID = "aaaaaaaaaaaaaaaaaaaaaaaaaa"
-	if _, err := Renew(t.Context(), &wrong, f, client); err == nil {
+	if _, err := Renew(t.Context(), &wrong, f, client, time.Now()); err == nil {
 		t.Error("a certificate for another device was stored")
+	}
+	// Neither does one that would lock the device out.
+	if _, err := Renew(t.Context(), id, f, client, time.Now().AddDate(1, 0, 0)); err == nil || !strings.Contains(err.Error(), "ended") {
+		t.Errorf("a certificate that has ended: %v", err)
+	}
+	s.Set(func(s *enrolltest.Server) { s.RenewCA = enrolltest.New(t, time.Now()).CA })
+	if _, err := Renew(t.Context(), id, f, client, time.Now()); err == nil || !strings.Contains(err.Error(), "stand behind") {
+		t.Errorf("a foreign CA: %v", err)
 	}
 	if after, err := Load(f); err != nil || !cmp.Equal(after.Certificate, fresh.Certificate) {
 		t.Errorf("after a bad renewal: %v", err)

@@ -4,6 +4,7 @@
 package enrolltest
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -54,6 +55,7 @@ type Server struct {
 	devices map[string]*enrollv1.EnrollResponse
 	Calls   int
 	Renewed int
+	RenewCA *x509.Certificate // the CA in answers to Renew, CA when nil
 	token   string
 }
 
@@ -212,5 +214,5 @@ func (s *Server) Renew(ctx context.Context, req *enrollv1.RenewRequest) (*enroll
 	if err != nil {
 		return nil, err
 	}
-	return &enrollv1.RenewResponse{CertificateChain: [][]byte{der}, Ca: [][]byte{s.CA.Raw}}, nil
+	return &enrollv1.RenewResponse{CertificateChain: [][]byte{der}, Ca: [][]byte{cmp.Or(s.RenewCA, s.CA).Raw}}, nil
 }
