@@ -83,7 +83,8 @@ type Config struct {
 	// Resend is the pause between two sendings of the same desired state to a
 	// device that does not take it: 30 s, doubled by jitter at most.
 	Resend time.Duration
-	// Workers publish; a stuck device holds one for seconds at most: 16.
+	// Workers publish; a stuck device holds one until the write deadline of its
+	// connection ends it, so there are many: 256.
 	Workers int
 	// FlushEvery is the longest time that reported state stays in memory alone: 1 s.
 	FlushEvery time.Duration
@@ -114,7 +115,7 @@ func (c *Config) setDefaults() {
 	for _, n := range []struct {
 		at  *int
 		def int
-	}{{&c.Workers, 16}, {&c.HellosPerSecond, 500}, {&c.KeepEvents, 1000}} {
+	}{{&c.Workers, 256}, {&c.HellosPerSecond, 500}, {&c.KeepEvents, 1000}} {
 		if *n.at == 0 {
 			*n.at = n.def
 		}
