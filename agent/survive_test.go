@@ -384,3 +384,53 @@ func TestDamagedStateKeepsServing(t *testing.T) {
 		})
 	}
 }
+
+// crowded has room only while none of some blobs is in the store.
+type crowded struct {
+	board
+	blobs []ota.Digest
+}
+
+func (c *crowded) DiskFree() (int64, error) {
+	for _, d := range c.blobs {
+		if _, err := c.files.ReadFile("blobs/sha256/" + d.Hex()[:2] + "/" + d.Hex()); err == nil {
+			return 0, nil
+		}
+	}
+	return 1 << 40, nil
+}
+
+// TestLeftoversMakeRoom: what a failed update left on the disk does not fail
+// the next one.
+func TestLeftoversMakeRoom(t *testing.T) {
+	w, base := standard(t)
+	junk := []byte("weights of an update that failed")
+	var c *crowded
+	on(t, w, base, func(t *testing.T, d *device) {
+		left, err := d.blobs.PutBytes(junk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.blobs = []ota.Digest{left}
+		w.want(2, "2")
+		settle(5 * time.Minute)
+		if got, err := d.runtime.answer(); err != nil || got != 2 || w.last().FailureClass != "" {
+			t.Errorf("answers %v, %v; %s", got, err, w.last().Failure)
+		}
+	}, func(o *Options) {
+		c = &crowded{board: board{files: o.Files, clock: time.Now}}
+		o.Host = c
+	})
+}
+
+// TestSlowDownLapses: the control plane is spared for a time, not for ever.
+func TestSlowDownLapses(t *testing.T) {
+	var h holdReason
+	h.slow(time.Hour, bubbleStart.Add(slowFor))
+	if got := h.slowness(bubbleStart.Add(slowFor - 1)); got != time.Hour {
+		t.Errorf("stretched by %s", got)
+	}
+	if got := h.slowness(bubbleStart.Add(slowFor)); got != 0 {
+		t.Errorf("for ever stretched by %s", got)
+	}
+}

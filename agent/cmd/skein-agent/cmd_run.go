@@ -99,14 +99,18 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, files.Close()) }()
-	if !o.check {
-		unlock, err := lockState(o.state)
-		if err != nil {
-			return err
-		}
+	unlock, err := lockState(o.state)
+	if err != nil && !o.check {
+		return err
+	}
+	busy := err != nil
+	if !busy {
 		defer unlock()
 	}
 	machine := host.New(host.Options{Root: o.root, StateDir: o.state, Tegrastats: o.tegrastats, Logger: log})
+	if busy { // a check opens nothing that another agent writes
+		return checkBeside(ctx, s, machine, files)
+	}
 	if o.claim.server != "" {
 		o.claim.state = o.state
 		if err := enrollDevice(ctx, s, o.claim, machine, files); err != nil {
@@ -172,6 +176,20 @@ func printCheck(ctx context.Context, s streams, m *host.Machine, a *agent.Agent)
 	}
 	st := a.Status()
 	fmt.Fprintf(s.out, "device   %s (%s)\ntarget   %s\nhardware %s\nheld     %s\nrunning  %s\n", st.DeviceID, st.Name, facts.Target, facts.Hardware, st.Held, st.RunningName)
+	return nil
+}
+
+// checkBeside is the check of a folder in which an agent works.
+func checkBeside(ctx context.Context, s streams, m *host.Machine, files slot.Files) error {
+	id, err := agent.LoadIdentity(files)
+	if err != nil {
+		return err
+	}
+	facts, err := m.Facts(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(s.out, "device   %s (%s)\ntarget   %s\nhardware %s\nan agent works here: skein-agent status says more\n", id.DeviceID, id.Name, facts.Target, facts.Hardware)
 	return nil
 }
 

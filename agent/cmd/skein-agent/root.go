@@ -73,6 +73,12 @@ func hintOf(err error) string {
 	case exitUsage:
 		return "skein-agent help"
 	}
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return "run it as the user whom --state belongs to, root when it is a service"
+	case errors.Is(err, syscall.EROFS):
+		return "is the disk mounted read-only, or the folder outside what the service may write?"
+	}
 	return ""
 }
 
