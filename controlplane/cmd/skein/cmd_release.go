@@ -113,7 +113,7 @@ func (a *app) releaseShowCmd() *cobra.Command {
 		Example:           "  skein release show meter@1\n  skein release show meter@1 --index",
 		ValidArgsFunction: a.offer(a.releaseNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := a.releases().GetRelease(cmd.Context(), &releasev1.GetReleaseRequest{Release: args[0]})
+			r, err := a.releases().GetRelease(cmd.Context(), &releasev1.GetReleaseRequest{Release: args[0], Layers: true})
 			if err != nil {
 				return err
 			}
@@ -121,7 +121,10 @@ func (a *app) releaseShowCmd() *cobra.Command {
 				_, err := a.env.stdout.Write(r.GetIndex())
 				return err
 			}
-			return a.emit(r, func(w io.Writer) { releaseDetails(w, r.GetRelease()) })
+			return a.emit(r, func(w io.Writer) {
+				releaseDetails(w, r.GetRelease())
+				layerLines(w, r)
+			})
 		},
 	}
 	c.Flags().BoolVar(&index, "index", false, "print the signed OCI index as it is")

@@ -84,7 +84,7 @@ func report(ts *testscript.TestScript, _ bool, args []string) {
 			full.Phase, full.FailureClass, full.Failure = wire.PhaseFailed, value, "golden set: label agreement 3 of 32, need 95 %"
 		case "journal":
 			step, message, _ := strings.Cut(value, ":")
-			full.Journal = append(full.Journal, wire.StepEntry{Step: step, State: wire.StepDone, Message: message, Time: time.Now().UnixMilli()})
+			full.Journal = append(full.Journal, wire.StepEntry{Step: step, State: wire.StepDone, Message: message, Release: full.Running, Time: time.Now().UnixMilli()})
 		case "condition":
 			name, message, _ := strings.Cut(value, ":")
 			full.Conditions = append(full.Conditions, wire.Condition{Name: name, Severity: 2, Message: message, Since: time.Now().UnixMilli()})

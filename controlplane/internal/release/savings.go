@@ -108,25 +108,24 @@ type Layer struct {
 	Size      int64
 	Chunks    int   // 0: it has no index
 	IndexSize int64 // of the chunk index
-	// Shared is how many of its bytes lie in chunks of the release before,
-	// whose name is SharedWith; empty when there is none.
-	Shared     int64
-	SharedWith string
-	Patches    []manifest.Patch
+	// Shared is how many of its bytes lie in chunks of the release before.
+	Shared  int64
+	Patches []manifest.Patch
 	// For what a device runs: the ways, cheapest first.
 	Ways []chunk.Choice
 }
 
-// Layers explains how the files of a release travel. have, if it is not empty,
-// is the release that a device runs; Ways are planned for that.
-func (c *Catalog) Layers(ctx context.Context, tenant string, d, have ota.Digest) ([]Layer, error) {
+// Layers explains how the files of a release travel, compared with the release
+// before, whose name@version it returns, empty when there is none. have, if it
+// is not empty, is the release that a device runs; Ways are planned for that.
+func (c *Catalog) Layers(ctx context.Context, tenant string, d, have ota.Digest) (out []Layer, beforeName string, err error) {
 	e, err := c.entry(tenant, d)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	layers, err := c.entryLayers(ctx, e)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	var before *entry
 	for _, o := range c.byName(tenant, e.row.Name) {
@@ -137,31 +136,28 @@ func (c *Catalog) Layers(ctx context.Context, tenant string, d, have ota.Digest)
 	}
 	var previous, held []chunk.Installed
 	if before != nil {
+		beforeName = before.row.Name + "@" + before.row.Version
 		if previous, err = c.installed(ctx, before); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 	}
 	if have != "" {
 		h, err := c.entry(tenant, have)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		if held, err = c.installed(ctx, h); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 	}
-	var out []Layer
 	for _, l := range layers {
 		x, err := c.explain(ctx, l, previous, held)
 		if err != nil {
-			return nil, err
-		}
-		if before != nil {
-			x.SharedWith = before.row.Name + "@" + before.row.Version
+			return nil, "", err
 		}
 		out = append(out, x)
 	}
-	return out, nil
+	return out, beforeName, nil
 }
 
 func (c *Catalog) explain(ctx context.Context, l manifest.Descriptor, previous, held []chunk.Installed) (Layer, error) {

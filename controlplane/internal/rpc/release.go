@@ -86,5 +86,12 @@ func (s *releaseService) GetRelease(ctx context.Context, req *releasev1.GetRelea
 		return nil, err
 	}
 	m, err := releaseMessage(r, s.running(tenant)[ota.Digest(r.Digest)])
-	return &releasev1.GetReleaseResponse{Release: m, Index: index}, err
+	if err != nil {
+		return nil, err
+	}
+	resp := &releasev1.GetReleaseResponse{Release: m, Index: index}
+	if req.GetLayers() || req.GetDevice() != "" {
+		err = s.explainTransfer(ctx, tenant, ota.Digest(r.Digest), req.GetDevice(), resp)
+	}
+	return resp, err
 }

@@ -519,7 +519,11 @@ func (x *ListReleasesResponse) GetReleases() []*Release {
 type GetReleaseRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Digest or name@version.
-	Release       string `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
+	Release string `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
+	// Also explain how each file travels.
+	Layers bool `protobuf:"varint,2,opt,name=layers,proto3" json:"layers,omitempty"`
+	// Device, by id, serial or name, to plan for and to tell about; implies layers.
+	Device        string `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -561,18 +565,298 @@ func (x *GetReleaseRequest) GetRelease() string {
 	return ""
 }
 
+func (x *GetReleaseRequest) GetLayers() bool {
+	if x != nil {
+		return x.Layers
+	}
+	return false
+}
+
+func (x *GetReleaseRequest) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+// Layer is one file of a release with what saves bytes on its way.
+type Layer struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Title  string                 `protobuf:"bytes,1,opt,name=title,proto3" json:"title,omitempty"`
+	Digest string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Bytes  int64                  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Chunks of its index, 0 when it has none, and the index's size.
+	Chunks     int32 `protobuf:"varint,4,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	IndexBytes int64 `protobuf:"varint,5,opt,name=index_bytes,json=indexBytes,proto3" json:"index_bytes,omitempty"`
+	// Bytes that lie in chunks of the release before.
+	SharedBytes int64         `protobuf:"varint,6,opt,name=shared_bytes,json=sharedBytes,proto3" json:"shared_bytes,omitempty"`
+	Patches     []*LayerPatch `protobuf:"bytes,7,rep,name=patches,proto3" json:"patches,omitempty"`
+	// For the device of the request: the cheapest way in words, and its bytes.
+	Way            string `protobuf:"bytes,8,opt,name=way,proto3" json:"way,omitempty"`
+	PredictedBytes int64  `protobuf:"varint,9,opt,name=predicted_bytes,json=predictedBytes,proto3" json:"predicted_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Layer) Reset() {
+	*x = Layer{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Layer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Layer) ProtoMessage() {}
+
+func (x *Layer) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Layer.ProtoReflect.Descriptor instead.
+func (*Layer) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Layer) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *Layer) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Layer) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Layer) GetChunks() int32 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+func (x *Layer) GetIndexBytes() int64 {
+	if x != nil {
+		return x.IndexBytes
+	}
+	return 0
+}
+
+func (x *Layer) GetSharedBytes() int64 {
+	if x != nil {
+		return x.SharedBytes
+	}
+	return 0
+}
+
+func (x *Layer) GetPatches() []*LayerPatch {
+	if x != nil {
+		return x.Patches
+	}
+	return nil
+}
+
+func (x *Layer) GetWay() string {
+	if x != nil {
+		return x.Way
+	}
+	return ""
+}
+
+func (x *Layer) GetPredictedBytes() int64 {
+	if x != nil {
+		return x.PredictedBytes
+	}
+	return 0
+}
+
+// LayerPatch makes a layer from an older file.
+type LayerPatch struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	BaseDigest string                 `protobuf:"bytes,1,opt,name=base_digest,json=baseDigest,proto3" json:"base_digest,omitempty"`
+	// dict or float.
+	Kind          string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Bytes         int64  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LayerPatch) Reset() {
+	*x = LayerPatch{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LayerPatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LayerPatch) ProtoMessage() {}
+
+func (x *LayerPatch) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LayerPatch.ProtoReflect.Descriptor instead.
+func (*LayerPatch) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *LayerPatch) GetBaseDigest() string {
+	if x != nil {
+		return x.BaseDigest
+	}
+	return ""
+}
+
+func (x *LayerPatch) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *LayerPatch) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+// Transfer is what a release costs one device.
+type Transfer struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	DeviceId   string                 `protobuf:"bytes,1,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"`
+	DeviceName string                 `protobuf:"bytes,2,opt,name=device_name,json=deviceName,proto3" json:"device_name,omitempty"`
+	// The release that it runs, name@version; the plan starts from its files.
+	FromRelease    string `protobuf:"bytes,3,opt,name=from_release,json=fromRelease,proto3" json:"from_release,omitempty"`
+	PredictedBytes int64  `protobuf:"varint,4,opt,name=predicted_bytes,json=predictedBytes,proto3" json:"predicted_bytes,omitempty"`
+	// What the device told of its last update, if that was to this release: its
+	// fetch step's message, with its own prediction, and all bytes it fetched.
+	Told          string `protobuf:"bytes,5,opt,name=told,proto3" json:"told,omitempty"`
+	FetchedBytes  int64  `protobuf:"varint,6,opt,name=fetched_bytes,json=fetchedBytes,proto3" json:"fetched_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Transfer) Reset() {
+	*x = Transfer{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Transfer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Transfer) ProtoMessage() {}
+
+func (x *Transfer) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Transfer.ProtoReflect.Descriptor instead.
+func (*Transfer) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Transfer) GetDeviceId() string {
+	if x != nil {
+		return x.DeviceId
+	}
+	return ""
+}
+
+func (x *Transfer) GetDeviceName() string {
+	if x != nil {
+		return x.DeviceName
+	}
+	return ""
+}
+
+func (x *Transfer) GetFromRelease() string {
+	if x != nil {
+		return x.FromRelease
+	}
+	return ""
+}
+
+func (x *Transfer) GetPredictedBytes() int64 {
+	if x != nil {
+		return x.PredictedBytes
+	}
+	return 0
+}
+
+func (x *Transfer) GetTold() string {
+	if x != nil {
+		return x.Told
+	}
+	return ""
+}
+
+func (x *Transfer) GetFetchedBytes() int64 {
+	if x != nil {
+		return x.FetchedBytes
+	}
+	return 0
+}
+
 type GetReleaseResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Release *Release               `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
 	// The OCI index as signed.
-	Index         []byte `protobuf:"bytes,2,opt,name=index,proto3" json:"index,omitempty"`
+	Index  []byte   `protobuf:"bytes,2,opt,name=index,proto3" json:"index,omitempty"`
+	Layers []*Layer `protobuf:"bytes,3,rep,name=layers,proto3" json:"layers,omitempty"`
+	// The release before of that name, name@version, which layers are compared with.
+	Before        string    `protobuf:"bytes,4,opt,name=before,proto3" json:"before,omitempty"`
+	Transfer      *Transfer `protobuf:"bytes,5,opt,name=transfer,proto3" json:"transfer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetReleaseResponse) Reset() {
 	*x = GetReleaseResponse{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[8]
+	mi := &file_skein_release_v1_release_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -584,7 +868,7 @@ func (x *GetReleaseResponse) String() string {
 func (*GetReleaseResponse) ProtoMessage() {}
 
 func (x *GetReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[8]
+	mi := &file_skein_release_v1_release_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -597,7 +881,7 @@ func (x *GetReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReleaseResponse.ProtoReflect.Descriptor instead.
 func (*GetReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{8}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetReleaseResponse) GetRelease() *Release {
@@ -610,6 +894,27 @@ func (x *GetReleaseResponse) GetRelease() *Release {
 func (x *GetReleaseResponse) GetIndex() []byte {
 	if x != nil {
 		return x.Index
+	}
+	return nil
+}
+
+func (x *GetReleaseResponse) GetLayers() []*Layer {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+func (x *GetReleaseResponse) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *GetReleaseResponse) GetTransfer() *Transfer {
+	if x != nil {
+		return x.Transfer
 	}
 	return nil
 }
@@ -660,12 +965,42 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"\arelease\x18\x01 \x01(\v2\x19.skein.release.v1.ReleaseR\arelease\"\x15\n" +
 	"\x13ListReleasesRequest\"M\n" +
 	"\x14ListReleasesResponse\x125\n" +
-	"\breleases\x18\x01 \x03(\v2\x19.skein.release.v1.ReleaseR\breleases\"-\n" +
+	"\breleases\x18\x01 \x03(\v2\x19.skein.release.v1.ReleaseR\breleases\"]\n" +
 	"\x11GetReleaseRequest\x12\x18\n" +
-	"\arelease\x18\x01 \x01(\tR\arelease\"_\n" +
+	"\arelease\x18\x01 \x01(\tR\arelease\x12\x16\n" +
+	"\x06layers\x18\x02 \x01(\bR\x06layers\x12\x16\n" +
+	"\x06device\x18\x03 \x01(\tR\x06device\"\x9a\x02\n" +
+	"\x05Layer\x12\x14\n" +
+	"\x05title\x18\x01 \x01(\tR\x05title\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06chunks\x18\x04 \x01(\x05R\x06chunks\x12\x1f\n" +
+	"\vindex_bytes\x18\x05 \x01(\x03R\n" +
+	"indexBytes\x12!\n" +
+	"\fshared_bytes\x18\x06 \x01(\x03R\vsharedBytes\x126\n" +
+	"\apatches\x18\a \x03(\v2\x1c.skein.release.v1.LayerPatchR\apatches\x12\x10\n" +
+	"\x03way\x18\b \x01(\tR\x03way\x12'\n" +
+	"\x0fpredicted_bytes\x18\t \x01(\x03R\x0epredictedBytes\"W\n" +
+	"\n" +
+	"LayerPatch\x12\x1f\n" +
+	"\vbase_digest\x18\x01 \x01(\tR\n" +
+	"baseDigest\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"\xcd\x01\n" +
+	"\bTransfer\x12\x1b\n" +
+	"\tdevice_id\x18\x01 \x01(\tR\bdeviceId\x12\x1f\n" +
+	"\vdevice_name\x18\x02 \x01(\tR\n" +
+	"deviceName\x12!\n" +
+	"\ffrom_release\x18\x03 \x01(\tR\vfromRelease\x12'\n" +
+	"\x0fpredicted_bytes\x18\x04 \x01(\x03R\x0epredictedBytes\x12\x12\n" +
+	"\x04told\x18\x05 \x01(\tR\x04told\x12#\n" +
+	"\rfetched_bytes\x18\x06 \x01(\x03R\ffetchedBytes\"\xe0\x01\n" +
 	"\x12GetReleaseResponse\x123\n" +
 	"\arelease\x18\x01 \x01(\v2\x19.skein.release.v1.ReleaseR\arelease\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\fR\x05index2\xaa\x02\n" +
+	"\x05index\x18\x02 \x01(\fR\x05index\x12/\n" +
+	"\x06layers\x18\x03 \x03(\v2\x17.skein.release.v1.LayerR\x06layers\x12\x16\n" +
+	"\x06before\x18\x04 \x01(\tR\x06before\x126\n" +
+	"\btransfer\x18\x05 \x01(\v2\x1a.skein.release.v1.TransferR\btransfer2\xaa\x02\n" +
 	"\x0eReleaseService\x12`\n" +
 	"\rCreateRelease\x12&.skein.release.v1.CreateReleaseRequest\x1a'.skein.release.v1.CreateReleaseResponse\x12]\n" +
 	"\fListReleases\x12%.skein.release.v1.ListReleasesRequest\x1a&.skein.release.v1.ListReleasesResponse\x12W\n" +
@@ -685,7 +1020,7 @@ func file_skein_release_v1_release_proto_rawDescGZIP() []byte {
 	return file_skein_release_v1_release_proto_rawDescData
 }
 
-var file_skein_release_v1_release_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_skein_release_v1_release_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_skein_release_v1_release_proto_goTypes = []any{
 	(*ParameterDeclaration)(nil),  // 0: skein.release.v1.ParameterDeclaration
 	(*TargetManifest)(nil),        // 1: skein.release.v1.TargetManifest
@@ -695,28 +1030,34 @@ var file_skein_release_v1_release_proto_goTypes = []any{
 	(*ListReleasesRequest)(nil),   // 5: skein.release.v1.ListReleasesRequest
 	(*ListReleasesResponse)(nil),  // 6: skein.release.v1.ListReleasesResponse
 	(*GetReleaseRequest)(nil),     // 7: skein.release.v1.GetReleaseRequest
-	(*GetReleaseResponse)(nil),    // 8: skein.release.v1.GetReleaseResponse
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*Layer)(nil),                 // 8: skein.release.v1.Layer
+	(*LayerPatch)(nil),            // 9: skein.release.v1.LayerPatch
+	(*Transfer)(nil),              // 10: skein.release.v1.Transfer
+	(*GetReleaseResponse)(nil),    // 11: skein.release.v1.GetReleaseResponse
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
 }
 var file_skein_release_v1_release_proto_depIdxs = []int32{
 	1,  // 0: skein.release.v1.Release.targets:type_name -> skein.release.v1.TargetManifest
 	0,  // 1: skein.release.v1.Release.parameters:type_name -> skein.release.v1.ParameterDeclaration
-	9,  // 2: skein.release.v1.Release.created:type_name -> google.protobuf.Timestamp
+	12, // 2: skein.release.v1.Release.created:type_name -> google.protobuf.Timestamp
 	0,  // 3: skein.release.v1.CreateReleaseRequest.parameters:type_name -> skein.release.v1.ParameterDeclaration
 	2,  // 4: skein.release.v1.CreateReleaseResponse.release:type_name -> skein.release.v1.Release
 	2,  // 5: skein.release.v1.ListReleasesResponse.releases:type_name -> skein.release.v1.Release
-	2,  // 6: skein.release.v1.GetReleaseResponse.release:type_name -> skein.release.v1.Release
-	3,  // 7: skein.release.v1.ReleaseService.CreateRelease:input_type -> skein.release.v1.CreateReleaseRequest
-	5,  // 8: skein.release.v1.ReleaseService.ListReleases:input_type -> skein.release.v1.ListReleasesRequest
-	7,  // 9: skein.release.v1.ReleaseService.GetRelease:input_type -> skein.release.v1.GetReleaseRequest
-	4,  // 10: skein.release.v1.ReleaseService.CreateRelease:output_type -> skein.release.v1.CreateReleaseResponse
-	6,  // 11: skein.release.v1.ReleaseService.ListReleases:output_type -> skein.release.v1.ListReleasesResponse
-	8,  // 12: skein.release.v1.ReleaseService.GetRelease:output_type -> skein.release.v1.GetReleaseResponse
-	10, // [10:13] is the sub-list for method output_type
-	7,  // [7:10] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	9,  // 6: skein.release.v1.Layer.patches:type_name -> skein.release.v1.LayerPatch
+	2,  // 7: skein.release.v1.GetReleaseResponse.release:type_name -> skein.release.v1.Release
+	8,  // 8: skein.release.v1.GetReleaseResponse.layers:type_name -> skein.release.v1.Layer
+	10, // 9: skein.release.v1.GetReleaseResponse.transfer:type_name -> skein.release.v1.Transfer
+	3,  // 10: skein.release.v1.ReleaseService.CreateRelease:input_type -> skein.release.v1.CreateReleaseRequest
+	5,  // 11: skein.release.v1.ReleaseService.ListReleases:input_type -> skein.release.v1.ListReleasesRequest
+	7,  // 12: skein.release.v1.ReleaseService.GetRelease:input_type -> skein.release.v1.GetReleaseRequest
+	4,  // 13: skein.release.v1.ReleaseService.CreateRelease:output_type -> skein.release.v1.CreateReleaseResponse
+	6,  // 14: skein.release.v1.ReleaseService.ListReleases:output_type -> skein.release.v1.ListReleasesResponse
+	11, // 15: skein.release.v1.ReleaseService.GetRelease:output_type -> skein.release.v1.GetReleaseResponse
+	13, // [13:16] is the sub-list for method output_type
+	10, // [10:13] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_skein_release_v1_release_proto_init() }
@@ -730,7 +1071,7 @@ func file_skein_release_v1_release_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skein_release_v1_release_proto_rawDesc), len(file_skein_release_v1_release_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file skein/release/v1/release.proto.
  */
 export const file_skein_release_v1_release: GenFile = /*@__PURE__*/
-  fileDesc("Ch5za2Vpbi9yZWxlYXNlL3YxL3JlbGVhc2UucHJvdG8SEHNrZWluLnJlbGVhc2UudjEiaQoUUGFyYW1ldGVyRGVjbGFyYXRpb24SCwoDa2V5GAEgASgJEgwKBHR5cGUYAiABKAkSEAoIcmVxdWlyZWQYAyABKAgSDwoHZGVmYXVsdBgEIAEoCRITCgtkZXNjcmlwdGlvbhgFIAEoCSJICg5UYXJnZXRNYW5pZmVzdBIOCgZ0YXJnZXQYASABKAkSFwoPbWFuaWZlc3RfZGlnZXN0GAIgASgJEg0KBWJ5dGVzGAMgASgDItUCCgdSZWxlYXNlEg4KBmRpZ2VzdBgBIAEoCRIMCgRuYW1lGAIgASgJEg8KB3ZlcnNpb24YAyABKAkSDwoHY291bnRlchgEIAEoBBINCgVtb2RlbBgFIAEoCRIVCg1tb2RlbF92ZXJzaW9uGAYgASgDEjEKB3RhcmdldHMYByADKAsyIC5za2Vpbi5yZWxlYXNlLnYxLlRhcmdldE1hbmlmZXN0EjoKCnBhcmFtZXRlcnMYCCADKAsyJi5za2Vpbi5yZWxlYXNlLnYxLlBhcmFtZXRlckRlY2xhcmF0aW9uEg0KBWJ5dGVzGAkgASgDEisKB2NyZWF0ZWQYCiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmNyZWF0ZWRfYnkYCyABKAkSFAoMc29ha19zZWNvbmRzGAwgASgDEg8KB3J1bm5pbmcYDSABKAUipwEKFENyZWF0ZVJlbGVhc2VSZXF1ZXN0EgwKBG5hbWUYASABKAkSDwoHdmVyc2lvbhgCIAEoCRINCgVtb2RlbBgDIAEoCRIPCgd0YXJnZXRzGAQgAygJEjoKCnBhcmFtZXRlcnMYBSADKAsyJi5za2Vpbi5yZWxlYXNlLnYxLlBhcmFtZXRlckRlY2xhcmF0aW9uEhQKDHNvYWtfc2Vjb25kcxgGIAEoAyJDChVDcmVhdGVSZWxlYXNlUmVzcG9uc2USKgoHcmVsZWFzZRgBIAEoCzIZLnNrZWluLnJlbGVhc2UudjEuUmVsZWFzZSIVChNMaXN0UmVsZWFzZXNSZXF1ZXN0IkMKFExpc3RSZWxlYXNlc1Jlc3BvbnNlEisKCHJlbGVhc2VzGAEgAygLMhkuc2tlaW4ucmVsZWFzZS52MS5SZWxlYXNlIiQKEUdldFJlbGVhc2VSZXF1ZXN0Eg8KB3JlbGVhc2UYASABKAkiTwoSR2V0UmVsZWFzZVJlc3BvbnNlEioKB3JlbGVhc2UYASABKAsyGS5za2Vpbi5yZWxlYXNlLnYxLlJlbGVhc2USDQoFaW5kZXgYAiABKAwyqgIKDlJlbGVhc2VTZXJ2aWNlEmAKDUNyZWF0ZVJlbGVhc2USJi5za2Vpbi5yZWxlYXNlLnYxLkNyZWF0ZVJlbGVhc2VSZXF1ZXN0Gicuc2tlaW4ucmVsZWFzZS52MS5DcmVhdGVSZWxlYXNlUmVzcG9uc2USXQoMTGlzdFJlbGVhc2VzEiUuc2tlaW4ucmVsZWFzZS52MS5MaXN0UmVsZWFzZXNSZXF1ZXN0GiYuc2tlaW4ucmVsZWFzZS52MS5MaXN0UmVsZWFzZXNSZXNwb25zZRJXCgpHZXRSZWxlYXNlEiMuc2tlaW4ucmVsZWFzZS52MS5HZXRSZWxlYXNlUmVxdWVzdBokLnNrZWluLnJlbGVhc2UudjEuR2V0UmVsZWFzZVJlc3BvbnNlYgZwcm90bzM", [file_google_protobuf_timestamp]);
+  fileDesc("Ch5za2Vpbi9yZWxlYXNlL3YxL3JlbGVhc2UucHJvdG8SEHNrZWluLnJlbGVhc2UudjEiaQoUUGFyYW1ldGVyRGVjbGFyYXRpb24SCwoDa2V5GAEgASgJEgwKBHR5cGUYAiABKAkSEAoIcmVxdWlyZWQYAyABKAgSDwoHZGVmYXVsdBgEIAEoCRITCgtkZXNjcmlwdGlvbhgFIAEoCSJICg5UYXJnZXRNYW5pZmVzdBIOCgZ0YXJnZXQYASABKAkSFwoPbWFuaWZlc3RfZGlnZXN0GAIgASgJEg0KBWJ5dGVzGAMgASgDItUCCgdSZWxlYXNlEg4KBmRpZ2VzdBgBIAEoCRIMCgRuYW1lGAIgASgJEg8KB3ZlcnNpb24YAyABKAkSDwoHY291bnRlchgEIAEoBBINCgVtb2RlbBgFIAEoCRIVCg1tb2RlbF92ZXJzaW9uGAYgASgDEjEKB3RhcmdldHMYByADKAsyIC5za2Vpbi5yZWxlYXNlLnYxLlRhcmdldE1hbmlmZXN0EjoKCnBhcmFtZXRlcnMYCCADKAsyJi5za2Vpbi5yZWxlYXNlLnYxLlBhcmFtZXRlckRlY2xhcmF0aW9uEg0KBWJ5dGVzGAkgASgDEisKB2NyZWF0ZWQYCiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmNyZWF0ZWRfYnkYCyABKAkSFAoMc29ha19zZWNvbmRzGAwgASgDEg8KB3J1bm5pbmcYDSABKAUipwEKFENyZWF0ZVJlbGVhc2VSZXF1ZXN0EgwKBG5hbWUYASABKAkSDwoHdmVyc2lvbhgCIAEoCRINCgVtb2RlbBgDIAEoCRIPCgd0YXJnZXRzGAQgAygJEjoKCnBhcmFtZXRlcnMYBSADKAsyJi5za2Vpbi5yZWxlYXNlLnYxLlBhcmFtZXRlckRlY2xhcmF0aW9uEhQKDHNvYWtfc2Vjb25kcxgGIAEoAyJDChVDcmVhdGVSZWxlYXNlUmVzcG9uc2USKgoHcmVsZWFzZRgBIAEoCzIZLnNrZWluLnJlbGVhc2UudjEuUmVsZWFzZSIVChNMaXN0UmVsZWFzZXNSZXF1ZXN0IkMKFExpc3RSZWxlYXNlc1Jlc3BvbnNlEisKCHJlbGVhc2VzGAEgAygLMhkuc2tlaW4ucmVsZWFzZS52MS5SZWxlYXNlIkQKEUdldFJlbGVhc2VSZXF1ZXN0Eg8KB3JlbGVhc2UYASABKAkSDgoGbGF5ZXJzGAIgASgIEg4KBmRldmljZRgDIAEoCSLFAQoFTGF5ZXISDQoFdGl0bGUYASABKAkSDgoGZGlnZXN0GAIgASgJEg0KBWJ5dGVzGAMgASgDEg4KBmNodW5rcxgEIAEoBRITCgtpbmRleF9ieXRlcxgFIAEoAxIUCgxzaGFyZWRfYnl0ZXMYBiABKAMSLQoHcGF0Y2hlcxgHIAMoCzIcLnNrZWluLnJlbGVhc2UudjEuTGF5ZXJQYXRjaBILCgN3YXkYCCABKAkSFwoPcHJlZGljdGVkX2J5dGVzGAkgASgDIj4KCkxheWVyUGF0Y2gSEwoLYmFzZV9kaWdlc3QYASABKAkSDAoEa2luZBgCIAEoCRINCgVieXRlcxgDIAEoAyKGAQoIVHJhbnNmZXISEQoJZGV2aWNlX2lkGAEgASgJEhMKC2RldmljZV9uYW1lGAIgASgJEhQKDGZyb21fcmVsZWFzZRgDIAEoCRIXCg9wcmVkaWN0ZWRfYnl0ZXMYBCABKAMSDAoEdG9sZBgFIAEoCRIVCg1mZXRjaGVkX2J5dGVzGAYgASgDIrYBChJHZXRSZWxlYXNlUmVzcG9uc2USKgoHcmVsZWFzZRgBIAEoCzIZLnNrZWluLnJlbGVhc2UudjEuUmVsZWFzZRINCgVpbmRleBgCIAEoDBInCgZsYXllcnMYAyADKAsyFy5za2Vpbi5yZWxlYXNlLnYxLkxheWVyEg4KBmJlZm9yZRgEIAEoCRIsCgh0cmFuc2ZlchgFIAEoCzIaLnNrZWluLnJlbGVhc2UudjEuVHJhbnNmZXIyqgIKDlJlbGVhc2VTZXJ2aWNlEmAKDUNyZWF0ZVJlbGVhc2USJi5za2Vpbi5yZWxlYXNlLnYxLkNyZWF0ZVJlbGVhc2VSZXF1ZXN0Gicuc2tlaW4ucmVsZWFzZS52MS5DcmVhdGVSZWxlYXNlUmVzcG9uc2USXQoMTGlzdFJlbGVhc2VzEiUuc2tlaW4ucmVsZWFzZS52MS5MaXN0UmVsZWFzZXNSZXF1ZXN0GiYuc2tlaW4ucmVsZWFzZS52MS5MaXN0UmVsZWFzZXNSZXNwb25zZRJXCgpHZXRSZWxlYXNlEiMuc2tlaW4ucmVsZWFzZS52MS5HZXRSZWxlYXNlUmVxdWVzdBokLnNrZWluLnJlbGVhc2UudjEuR2V0UmVsZWFzZVJlc3BvbnNlYgZwcm90bzM", [file_google_protobuf_timestamp]);
 
 /**
  * @generated from message skein.release.v1.ParameterDeclaration
@@ -272,6 +272,20 @@ export type GetReleaseRequest = Message<"skein.release.v1.GetReleaseRequest"> & 
    * @generated from field: string release = 1;
    */
   release: string;
+
+  /**
+   * Also explain how each file travels.
+   *
+   * @generated from field: bool layers = 2;
+   */
+  layers: boolean;
+
+  /**
+   * Device, by id, serial or name, to plan for and to tell about; implies layers.
+   *
+   * @generated from field: string device = 3;
+   */
+  device: string;
 };
 
 /**
@@ -280,6 +294,151 @@ export type GetReleaseRequest = Message<"skein.release.v1.GetReleaseRequest"> & 
  */
 export const GetReleaseRequestSchema: GenMessage<GetReleaseRequest> = /*@__PURE__*/
   messageDesc(file_skein_release_v1_release, 7);
+
+/**
+ * Layer is one file of a release with what saves bytes on its way.
+ *
+ * @generated from message skein.release.v1.Layer
+ */
+export type Layer = Message<"skein.release.v1.Layer"> & {
+  /**
+   * @generated from field: string title = 1;
+   */
+  title: string;
+
+  /**
+   * @generated from field: string digest = 2;
+   */
+  digest: string;
+
+  /**
+   * @generated from field: int64 bytes = 3;
+   */
+  bytes: bigint;
+
+  /**
+   * Chunks of its index, 0 when it has none, and the index's size.
+   *
+   * @generated from field: int32 chunks = 4;
+   */
+  chunks: number;
+
+  /**
+   * @generated from field: int64 index_bytes = 5;
+   */
+  indexBytes: bigint;
+
+  /**
+   * Bytes that lie in chunks of the release before.
+   *
+   * @generated from field: int64 shared_bytes = 6;
+   */
+  sharedBytes: bigint;
+
+  /**
+   * @generated from field: repeated skein.release.v1.LayerPatch patches = 7;
+   */
+  patches: LayerPatch[];
+
+  /**
+   * For the device of the request: the cheapest way in words, and its bytes.
+   *
+   * @generated from field: string way = 8;
+   */
+  way: string;
+
+  /**
+   * @generated from field: int64 predicted_bytes = 9;
+   */
+  predictedBytes: bigint;
+};
+
+/**
+ * Describes the message skein.release.v1.Layer.
+ * Use `create(LayerSchema)` to create a new message.
+ */
+export const LayerSchema: GenMessage<Layer> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 8);
+
+/**
+ * LayerPatch makes a layer from an older file.
+ *
+ * @generated from message skein.release.v1.LayerPatch
+ */
+export type LayerPatch = Message<"skein.release.v1.LayerPatch"> & {
+  /**
+   * @generated from field: string base_digest = 1;
+   */
+  baseDigest: string;
+
+  /**
+   * dict or float.
+   *
+   * @generated from field: string kind = 2;
+   */
+  kind: string;
+
+  /**
+   * @generated from field: int64 bytes = 3;
+   */
+  bytes: bigint;
+};
+
+/**
+ * Describes the message skein.release.v1.LayerPatch.
+ * Use `create(LayerPatchSchema)` to create a new message.
+ */
+export const LayerPatchSchema: GenMessage<LayerPatch> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 9);
+
+/**
+ * Transfer is what a release costs one device.
+ *
+ * @generated from message skein.release.v1.Transfer
+ */
+export type Transfer = Message<"skein.release.v1.Transfer"> & {
+  /**
+   * @generated from field: string device_id = 1;
+   */
+  deviceId: string;
+
+  /**
+   * @generated from field: string device_name = 2;
+   */
+  deviceName: string;
+
+  /**
+   * The release that it runs, name@version; the plan starts from its files.
+   *
+   * @generated from field: string from_release = 3;
+   */
+  fromRelease: string;
+
+  /**
+   * @generated from field: int64 predicted_bytes = 4;
+   */
+  predictedBytes: bigint;
+
+  /**
+   * What the device told of its last update, if that was to this release: its
+   * fetch step's message, with its own prediction, and all bytes it fetched.
+   *
+   * @generated from field: string told = 5;
+   */
+  told: string;
+
+  /**
+   * @generated from field: int64 fetched_bytes = 6;
+   */
+  fetchedBytes: bigint;
+};
+
+/**
+ * Describes the message skein.release.v1.Transfer.
+ * Use `create(TransferSchema)` to create a new message.
+ */
+export const TransferSchema: GenMessage<Transfer> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 10);
 
 /**
  * @generated from message skein.release.v1.GetReleaseResponse
@@ -296,6 +455,23 @@ export type GetReleaseResponse = Message<"skein.release.v1.GetReleaseResponse"> 
    * @generated from field: bytes index = 2;
    */
   index: Uint8Array;
+
+  /**
+   * @generated from field: repeated skein.release.v1.Layer layers = 3;
+   */
+  layers: Layer[];
+
+  /**
+   * The release before of that name, name@version, which layers are compared with.
+   *
+   * @generated from field: string before = 4;
+   */
+  before: string;
+
+  /**
+   * @generated from field: skein.release.v1.Transfer transfer = 5;
+   */
+  transfer?: Transfer | undefined;
 };
 
 /**
@@ -303,7 +479,7 @@ export type GetReleaseResponse = Message<"skein.release.v1.GetReleaseResponse"> 
  * Use `create(GetReleaseResponseSchema)` to create a new message.
  */
 export const GetReleaseResponseSchema: GenMessage<GetReleaseResponse> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 8);
+  messageDesc(file_skein_release_v1_release, 11);
 
 /**
  * ReleaseService is called by ML engineers and CI.
