@@ -132,14 +132,14 @@ type Agent struct {
 	exec     *reconcile.Executor
 	board    *health.Board
 
-	ids      ids
-	conn     connection
-	inbox    inbox
-	watching lease
-	golden   goldenShare
-	held     holdReason
-	asked    time.Time // when unknown keys last made the metadata be refreshed; of the accept loop alone
-	served   bool      // the committed workload served; of the reconcile loop alone
+	ids       ids
+	conn      connection
+	inbox     inbox
+	watching  lease
+	golden    goldenShare
+	held      holdReason
+	strangers strangers // of the accept loop alone
+	served    bool      // the committed workload served; of the reconcile loop alone
 
 	wakeReconcile, wakeReport, wakeEvents, wakeSpool, wakeRenew signal
 }

@@ -134,8 +134,38 @@ func attackClass(err error) string {
 func (a *Agent) refuse(err error) {
 	class := attackClass(err)
 	a.log.Warn("desired state refused", "attack", class, "error", err)
-	a.board.Event(wire.Event{ID: a.ids.next(), Kind: "refused", Message: err.Error(), Attack: class})
+	a.tellRefusal(class, err.Error())
 	a.board.Set(health.TrustRefused, health.Critical, class+": "+err.Error())
+}
+
+const (
+	refusalsPer  = time.Minute
+	maxRefusals  = 20 // told in that time
+	refusalsOver = "; more of them are not told for a minute"
+)
+
+// strangers bounds what the accept loop does for messages that it refuses:
+// whoever can send them must not fill the queue of events, in which older ones
+// give way, nor make traffic.
+type strangers struct {
+	asked time.Time // when unknown keys last made the metadata be refreshed
+	since time.Time // when told began to count
+	told  int
+}
+
+// tellRefusal queues the event of a refusal, unless there were many.
+func (a *Agent) tellRefusal(class, message string) {
+	s, now := &a.strangers, a.opts.Now()
+	if since := now.Sub(s.since); since < 0 || since >= refusalsPer {
+		s.since, s.told = now, 0
+	}
+	if s.told++; s.told > maxRefusals {
+		return
+	}
+	if s.told == maxRefusals {
+		message += refusalsOver
+	}
+	a.board.Event(wire.Event{ID: a.ids.next(), Kind: "refused", Message: message, Attack: class})
 }
 
 // refusedRelease is refused for a reason that does not put the director's
@@ -272,10 +302,10 @@ func (a *Agent) verify(ctx context.Context, aad string, raw []byte) ([]byte, err
 			return payload, err
 		}
 		now := a.opts.Now()
-		if since := now.Sub(a.asked); since >= 0 && since < askKeysEvery {
+		if since := now.Sub(a.strangers.asked); since >= 0 && since < askKeysEvery {
 			return nil, fmt.Errorf("%w: no known key of the director has signed it, and they were refreshed %s ago", errLater, since.Round(time.Second))
 		}
-		a.asked = now
+		a.strangers.asked = now
 	}
 	if err := a.refreshTrust(ctx); err != nil {
 		return nil, err
@@ -379,7 +409,7 @@ func (a *Agent) command(ctx context.Context, raw []byte) {
 	if err != nil {
 		a.log.Warn("command refused", "error", err)
 		if !errors.Is(err, errLater) {
-			a.board.Event(wire.Event{ID: a.ids.next(), Kind: "refused", Message: "command: " + err.Error(), Attack: attackClass(err)})
+			a.tellRefusal(attackClass(err), "command: "+err.Error())
 		}
 		return
 	}

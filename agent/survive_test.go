@@ -21,6 +21,7 @@ import (
 	"github.com/skein-fleet/skein/agent/runtime"
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/slot"
+	"github.com/skein-fleet/skein/ota/trust"
 	"github.com/skein-fleet/skein/proto/wire"
 	"github.com/skein-fleet/skein/telemetry/spool"
 )
@@ -433,4 +434,34 @@ func TestSlowDownLapses(t *testing.T) {
 	if got := h.slowness(bubbleStart.Add(slowFor)); got != 0 {
 		t.Errorf("for ever stretched by %s", got)
 	}
+}
+
+// TestReplaysDoNotFillTheQueue: a broker that sends an old command again and
+// again is told of, and does not push other events out.
+func TestReplaysDoNotFillTheQueue(t *testing.T) {
+	w, base := standard(t)
+	on(t, w, base, func(t *testing.T, d *device) {
+		payload, err := wire.Marshal(&wire.Cmd{Device: w.id.DeviceID, Counter: 1, Kind: wire.CmdReport, ExpiresAt: time.Now().Add(time.Hour).Unix()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := trust.Sign(w.director, wire.AADCmd, payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 500 {
+			d.link.Deliver(wire.DownCmd, raw)
+			settle(10 * time.Millisecond)
+		}
+		settle(10 * time.Second)
+		refused := 0
+		for _, e := range w.got().events {
+			if e.Kind == "refused" && e.Attack == trust.ClassReplay {
+				refused++
+			}
+		}
+		if refused == 0 || refused > maxRefusals || hasCondition(w.last(), health.EventsDropped) {
+			t.Errorf("%d events, %+v", refused, w.last().Conditions)
+		}
+	})
 }
