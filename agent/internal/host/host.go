@@ -89,6 +89,7 @@ var chips = map[string]string{
 
 var (
 	l4tRE  = regexp.MustCompile(`^# R(\d+) \(release\), REVISION: (\d+(?:\.\d+)?),`)
+	coreRE = regexp.MustCompile(`(?m)^Version: (\d+(?:\.\d+){1,2})-\d+$`)
 	trtRE  = regexp.MustCompile(`^libnvinfer\.so\.(\d+\.\d+\.\d+)$`)
 	cudaRE = regexp.MustCompile(`"cuda"\s*:\s*{[^}]*"version"\s*:\s*"(\d+\.\d+)`)
 )
@@ -130,14 +131,19 @@ func (m *Machine) chip() (sm string, jetson bool) {
 	return "", jetson || m.l4t() != ""
 }
 
-// l4t returns the release of the board support package, as in 36.4.4.
+// l4t returns the release of the board support package, as in 36.4.4: from its
+// own file, or from the version of its package where images leave that out.
 func (m *Machine) l4t() string {
 	first, _, _ := strings.Cut(m.text("etc/nv_tegra_release"), "\n")
-	g := l4tRE.FindStringSubmatch(first)
-	if g == nil {
-		return ""
+	if g := l4tRE.FindStringSubmatch(first); g != nil {
+		return g[1] + "." + g[2]
 	}
-	return g[1] + "." + g[2]
+	_, pkg, _ := strings.Cut("\n"+m.text("var/lib/dpkg/status"), "\nPackage: nvidia-l4t-core\n")
+	pkg, _, _ = strings.Cut(pkg, "\n\n")
+	if g := coreRE.FindStringSubmatch(pkg); g != nil {
+		return g[1]
+	}
+	return ""
 }
 
 func (m *Machine) jetsonTarget(t *ota.Target, sm string) {

@@ -160,3 +160,17 @@ func TestTegrastats(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestL4TFromThePackage: some images come without /etc/nv_tegra_release.
+func TestL4TFromThePackage(t *testing.T) {
+	for text, want := range map[string]string{
+		"Package: adduser\nVersion: 3.118-1\n\nPackage: nvidia-l4t-core\nStatus: install ok installed\nVersion: 36.4.4-20250616085344\nDescription: x\n\nPackage: zip\nVersion: 1.0-2\n": "36.4.4",
+		"Package: nvidia-l4t-core\nVersion: 38.4.0-20251230160601\n":                     "38.4.0",
+		"Package: nvidia-l4t-core\nVersion: unknown\n\nPackage: zip\nVersion: 3.0.0-1\n": "",
+		"Package: nvidia-l4t-core-tools\nVersion: 36.4.4-20250616085344\n":               "",
+	} {
+		if got := New(Options{Root: tree(t, map[string]string{"var/lib/dpkg/status": text})}).l4t(); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
