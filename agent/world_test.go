@@ -153,7 +153,9 @@ type releaseOptions struct {
 	golden  float32 // bias that the golden set expects
 	target  string
 	params  []manifest.ParamDecl
-	name    string // "meter" when empty
+	name    string                // "meter" when empty
+	extra   []manifest.Descriptor // stored files beside the model
+	savings map[ota.Digest]manifest.Savings
 }
 
 // release publishes a release and lists it in the image repository.
@@ -188,7 +190,7 @@ func (w *world) release(version string, m model, o releaseOptions) wire.ReleaseR
 		w.t.Fatal(err)
 	}
 	b := manifest.Build{Release: manifest.Release{Name: cmp.Or(o.name, "meter"), Version: version, Counter: o.counter, Model: "meter", ModelVersion: int64(o.counter), Soak: o.soak, Parameters: o.params},
-		Targets: []ota.Target{target}, ONNX: weights, Golden: g}
+		Targets: []ota.Target{target}, ONNX: weights, Golden: g, Extra: o.extra, Savings: o.savings}
 	ix, _, _, err := b.Write(ctx, put)
 	if err != nil {
 		w.t.Fatal(err)
