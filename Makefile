@@ -60,7 +60,7 @@ test-short: ## unit tests only, under 2 minutes
 .PHONY: test-go
 test-go: ## whole Go suite, short tests with the race detector
 	go test -race -short -timeout 20m work
-	go test -timeout 20m work
+	go test -parallel 4 -timeout 20m work
 
 .PHONY: test-slow
 test-slow: ## what takes longer: fuzzing, long scenarios, ONNX Runtime
@@ -122,6 +122,11 @@ check-generate: generate ## the committed generated code is what the schema says
 .PHONY: bench-load
 bench-load: build ## 10,000 wire-level devices with mutual TLS
 	$(BIN)/skein-sim bench load --out bench-out/load.json
+
+.PHONY: bench-ota
+bench-ota: build ## bytes and memory of updates, against zstd and chunk stores on the same files
+	deploy/ensure-packages.sh zstd
+	$(BIN)/skein-sim bench ota --out bench-out/ota.json
 
 .PHONY: bench-agent
 bench-agent: build ## footprint of the shipped agent and of 1,000 agents in one process

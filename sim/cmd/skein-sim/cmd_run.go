@@ -36,6 +36,7 @@ type runOptions struct {
 	perSecond int
 	blocks    time.Duration
 	events    string
+	stretch   float64
 }
 
 func (a *app) runCmd() *cobra.Command {
@@ -76,6 +77,7 @@ code is 3 when an expectation failed.`,
 	f.StringVar(&o.digits, "digits", "", "folder of the MNIST files; empty looks in the module cache")
 	f.IntVar(&o.perSecond, "per-second", 8, "inference requests per second and device")
 	f.DurationVar(&o.blocks, "block-every", 5*time.Second, "time between two blocks of telemetry")
+	f.Float64Var(&o.stretch, "stretch", 1, "with --scenario: multiply the script's times, for a slow machine")
 	f.StringVar(&o.events, "events", "", "with --scenario: file for the log of events")
 	return cmd
 }

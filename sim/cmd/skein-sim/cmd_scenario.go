@@ -53,7 +53,7 @@ func (a *app) runScenarios(ctx context.Context, o runOptions) (err error) {
 	for i, script := range scripts {
 		fmt.Fprintf(events, "# %s\n", o.scenarios[i])
 		r, err := play.Run(ctx, script, play.Options{
-			Dir: filepath.Join(dir, "scenario-"+strconv.Itoa(i+1)), Workshop: shop, Events: events, Logger: a.logger(), Skeind: o.command,
+			Dir: filepath.Join(dir, "scenario-"+strconv.Itoa(i+1)), Workshop: shop, Events: events, Logger: a.logger(), Skeind: o.command, Stretch: o.stretch,
 		})
 		result := scenarioResult{File: o.scenarios[i], Result: r}
 		if err == nil {

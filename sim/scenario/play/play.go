@@ -34,8 +34,11 @@ type Options struct {
 	// Skeind returns the command that starts skeind; it is asked when the
 	// script kills it. Other scripts run the control plane in this process.
 	Skeind func() ([]string, error)
-	Events io.Writer // gets a line for everything that happens; nil: none
-	Logger *slog.Logger
+	// Stretch multiplies the script's own times (steps, deadlines, how long faults
+	// last), for machines too slow to run it at its pace; 0 means 1.
+	Stretch float64
+	Events  io.Writer // gets a line for everything that happens; nil: none
+	Logger  *slog.Logger
 }
 
 const (
@@ -80,6 +83,9 @@ func Run(ctx context.Context, script *scenario.Script, o Options) (r *Result, er
 	}
 	if o.Events == nil {
 		o.Events = io.Discard
+	}
+	if o.Stretch <= 0 {
+		o.Stretch = 1
 	}
 	s := &stage{o: o, script: script, start: time.Now(), made: map[string]*made{}, rollouts: map[string]string{}}
 	s.verdicts = newVerdicts(script)
@@ -183,6 +189,16 @@ func (s *stage) awaitFleet(ctx context.Context) error {
 	}
 }
 
+// stretched turns a time of the script into one of this machine.
+func (s *stage) stretched(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * s.o.Stretch)
+}
+
+// now is the time of the script.
+func (s *stage) now() time.Duration {
+	return time.Duration(float64(time.Since(s.start)) / s.o.Stretch)
+}
+
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -208,12 +224,14 @@ func (s *stage) perform(ctx context.Context, stop context.CancelCauseFunc) error
 	steps.Go(func() {
 		defer close(hands)
 		for _, step := range s.script.Steps {
-			if !sleep(ctx, time.Until(s.start.Add(step.At))) {
+			if !sleep(ctx, time.Until(s.start.Add(s.stretched(step.At)))) {
 				return
 			}
 			if f, ok := step.Action.(scenario.Fault); ok {
+				x := f.Fault
+				x.For, x.Every, x.Down, x.Sync = s.stretched(x.For), s.stretched(x.Every), s.stretched(x.Down), s.stretched(x.Sync)
 				steps.Go(func() {
-					s.fleet.Suffer(ctx, f.Fault, uint64(step.Line), func(text string) { s.note("line %d: %s", step.Line, text) })
+					s.fleet.Suffer(ctx, x, uint64(step.Line), func(text string) { s.note("line %d: %s", step.Line, text) })
 				})
 				continue
 			}
@@ -243,7 +261,7 @@ func (s *stage) watch(ctx context.Context, done <-chan struct{}) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
-		now := time.Since(s.start)
+		now := s.now()
 		if s.script.Length > 0 && now >= s.script.Length || s.script.Length == 0 && closed(done) && s.decided() {
 			s.look(ctx, now)
 			s.countLost(ctx)
@@ -273,5 +291,5 @@ func closed(c <-chan struct{}) bool {
 func (s *stage) note(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	fmt.Fprintf(s.o.Events, "%8.3fs  %s\n", time.Since(s.start).Seconds(), fmt.Sprintf(format, args...))
+	fmt.Fprintf(s.o.Events, "%8.3fs  %s\n", s.now().Seconds(), fmt.Sprintf(format, args...))
 }
