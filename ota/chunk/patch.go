@@ -224,6 +224,7 @@ func (m *maker) block(at int64) (block, []byte, error) {
 			m.planes = packDelta(m.planes[:0], t, b, l)
 			at.kind, at.layout = blockDelta, l
 			offer(at, m.plain.EncodeAll(m.planes, nil))
+			offer(at, m.byPart(m.planes, l, len(t)))
 		}
 	}
 	if len(payload) < len(t)/50 {
@@ -247,6 +248,23 @@ func (m *maker) block(at int64) (block, []byte, error) {
 		}
 	}
 	return finish()
+}
+
+// byPart compresses the bits and each plane of a packed difference alone: their
+// bytes are spread differently, and one frame has one code for 128 KiB.
+func (m *maker) byPart(packed []byte, l layout, length int) []byte {
+	n := (length - l.align) / l.width
+	bits := (n + 7) / 8
+	plane := (len(packed) - bits) / l.width // the edges, at most a few bytes, fall into the last
+	out := m.plain.EncodeAll(packed[:bits], nil)
+	for p := range l.width {
+		end := bits + (p+1)*plane
+		if p == l.width-1 {
+			end = len(packed)
+		}
+		out = m.plain.EncodeAll(packed[bits+p*plane:end], out)
+	}
+	return out
 }
 
 func withDict(t, window []byte) ([]byte, error) {

@@ -1,5 +1,5 @@
-// Package bench measures the control plane under load and the footprint of the
-// agent, and says of each figure whether it meets its goal. It owns the figures
+// Package bench measures the control plane under load, the footprint of the
+// agent and the bytes that updates cost, and says of each figure whether it meets its goal. It owns the figures
 // of the benchmarks; what it measures are real processes, from the outside. The
 // skein-sim program imports it.
 package bench
