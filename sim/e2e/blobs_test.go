@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/skein-fleet/skein/ota"
+	"github.com/skein-fleet/skein/ota/manifest"
 	artifactv1 "github.com/skein-fleet/skein/proto/gen/skein/artifact/v1"
 	releasev1 "github.com/skein-fleet/skein/proto/gen/skein/release/v1"
 )
@@ -24,6 +25,35 @@ func (s *server) onnxOf(r *releasev1.Release) ota.Digest {
 	}
 	s.t.Fatalf("release %s has no model", r.GetVersion())
 	return ""
+}
+
+// dropPatches takes from the server's disk what would make the model file of a
+// release out of an older one, so that devices must fetch the file itself.
+func (s *server) dropPatches(r *releasev1.Release) {
+	s.t.Helper()
+	for _, target := range r.GetTargets() {
+		raw, err := os.ReadFile(s.blobFile(ota.Digest(target.GetManifestDigest())))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		m, err := manifest.ParseManifest(raw)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		weights, _, err := m.Weights()
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		savings, err := weights.Savings()
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for _, p := range savings.Patches {
+			if err := os.Remove(s.blobFile(p.Digest)); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+	}
 }
 
 // TestDamagedBlobs: what the server's disk does to a blob never runs, is told
@@ -59,6 +89,7 @@ func TestDamagedBlobs(t *testing.T) {
 		}
 		bad, good := "bad-"+c.name[:3], "good-"+c.name[:3]
 		r := s.release(bad, version{bias: 10, pad: 32 << 10})
+		s.dropPatches(r)
 		path := s.blobFile(s.onnxOf(r))
 		whole, err := os.ReadFile(path)
 		if err != nil {
@@ -95,6 +126,7 @@ func TestTruncatedBlob(t *testing.T) {
 	s.release("v1", version{bias: 1})
 	d := s.boot("v1")
 	r := s.release("v2", version{bias: 2, pad: 256 << 10})
+	s.dropPatches(r)
 	path := s.blobFile(s.onnxOf(r))
 	whole, err := os.ReadFile(path)
 	if err != nil {
