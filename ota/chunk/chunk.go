@@ -12,12 +12,14 @@ package chunk
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	chunkers "github.com/PlakarKorp/go-cdc-chunkers"
 	_ "github.com/PlakarKorp/go-cdc-chunkers/chunkers/fastcdc" // registers the algorithm
@@ -35,7 +37,7 @@ const (
 	MinArtifact = 256 << 10
 	// MaxIndex is the largest index; an artifact that would have a larger one
 	// has none.
-	MaxIndex = 16 << 20
+	MaxIndex = 8 << 20
 )
 
 // What this package returns, wrapped.
@@ -154,17 +156,18 @@ func ParseIndex(b []byte) (*Index, error) {
 	return ix, nil
 }
 
-// place is where a chunk lies: in which artifact, and at which byte.
+// place is where a chunk lies: in which artifact, as which chunk, at which byte.
 type place struct {
-	which  int
-	offset int64
-	sum    *[sha256.Size]byte
+	which, chunk int32
+	offset       int64
 }
 
-// places finds chunks by their sum.
-type places map[uint64]place
-
-func short(sum *[sha256.Size]byte) uint64 { return binary.BigEndian.Uint64(sum[:]) }
+// places finds chunks by their sum. It is sorted, not a map, which would take
+// three times the memory.
+type places struct {
+	indexes []*Index
+	sorted  []place
+}
 
 func findable(indexes ...*Index) places {
 	n := 0
@@ -173,26 +176,32 @@ func findable(indexes ...*Index) places {
 			n += len(ix.Chunks)
 		}
 	}
-	p := make(places, n)
+	p := places{indexes, make([]place, 0, n)}
 	for which, ix := range indexes {
 		if ix == nil {
 			continue
 		}
 		at := int64(0)
-		for i := range ix.Chunks {
-			c := &ix.Chunks[i]
-			if _, ok := p[short(&c.Sum)]; !ok {
-				p[short(&c.Sum)] = place{which, at, &c.Sum}
-			}
+		for i, c := range ix.Chunks {
+			p.sorted = append(p.sorted, place{int32(which), int32(i), at})
 			at += int64(c.Len)
 		}
 	}
+	slices.SortFunc(p.sorted, func(a, b place) int {
+		return cmp.Or(bytes.Compare(p.sum(a), p.sum(b)), cmp.Compare(a.which, b.which), cmp.Compare(a.chunk, b.chunk))
+	})
 	return p
 }
 
+func (p places) sum(at place) []byte { return p.indexes[at.which].Chunks[at.chunk].Sum[:] }
+
 func (p places) find(c *Chunk) (place, bool) {
-	at, ok := p[short(&c.Sum)]
-	return at, ok && *at.sum == c.Sum
+	i, ok := slices.BinarySearchFunc(p.sorted, c, func(at place, c *Chunk) int { return bytes.Compare(p.sum(at), c.Sum[:]) })
+	if !ok {
+		return place{}, false
+	}
+	at := p.sorted[i]
+	return at, p.indexes[at.which].Chunks[at.chunk].Len == c.Len
 }
 
 // Shared returns how many bytes of ix lie in the others already.

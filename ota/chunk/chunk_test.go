@@ -490,6 +490,46 @@ func TestApplyingTakesLittleMemory(t *testing.T) {
 	}
 }
 
+// TestChunksOfLargeArtifactsTakeLittleMemory: indexes as large as they may be,
+// of the artifact and of the two releases that are installed.
+func TestChunksOfLargeArtifactsTakeLittleMemory(t *testing.T) {
+	large := func(seed uint64) *Index {
+		ix := &Index{Artifact: ota.DigestOf([]byte{byte(seed)}), Chunks: make([]Chunk, maxChunks)}
+		r := rand.New(rand.NewPCG(seed, seed))
+		for i := range ix.Chunks {
+			binary.BigEndian.PutUint64(ix.Chunks[i].Sum[:], r.Uint64())
+			ix.Chunks[i].Len = MeanChunk
+			ix.Size += MeanChunk
+		}
+		return ix
+	}
+	raw := large(3).Marshal()
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	ix, err := ParseIndex(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var have []Installed
+	for seed := range uint64(2) {
+		old := large(seed)
+		copy(old.Chunks[:maxChunks/4], ix.Chunks[int(seed)*maxChunks/4:])
+		have = append(have, Installed{old.Artifact, old.Size, old})
+	}
+	src := FromChunks(ix, have, nil, nil)
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if used := int64(after.HeapAlloc) - int64(before.HeapAlloc); used > 40<<20 {
+		t.Errorf("%d bytes live", used)
+	}
+	if plan := Plan(Artifact{Digest: ix.Artifact, Size: ix.Size, Index: ix}, nil, have); plan[0].Reused < ix.Size/3 || plan[0].Reused > ix.Size*2/3 {
+		t.Errorf("%+v", plan[0])
+	}
+	runtime.KeepAlive(src)
+	runtime.KeepAlive(raw)
+}
+
 func FuzzParseIndex(f *testing.F) {
 	f.Add(index(f, noise(1, 300_000)).Marshal())
 	f.Add(index(f, nil).Marshal())

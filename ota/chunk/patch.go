@@ -160,7 +160,7 @@ func newMaker(base, target File) (*maker, error) {
 // align moves shift to where the block's content lies in the base, by the first
 // chunk that both have.
 func (m *maker) align(at, end int64) {
-	if m.inBase == nil {
+	if len(m.inBase.sorted) == 0 {
 		return
 	}
 	found := false

@@ -195,7 +195,7 @@ func (m *Maker) patch(ctx context.Context, base, target manifest.Descriptor, ix 
 	if ix != nil && baseIx != nil {
 		otherwise = min(otherwise, indexSize+ix.Size-ix.Shared(baseIx))
 	}
-	name := "patches/" + target.Digest.Hex() + "-" + base.Digest.Hex()[:16]
+	const name = "patches/unfinished" // one at a time; a crash may have left one
 	if err := m.cfg.Files.Remove(name); err != nil {
 		return manifest.Patch{}, err
 	}
