@@ -208,3 +208,48 @@ func TestPowerCutWalkWithSavings(t *testing.T) {
 		ww.walk(t, fmt.Sprintf("operation %d of %d", n, total), func(files *slot.Mem, _ *Options) { files.FailAfter(n) })
 	}
 }
+
+// TestKilledFetchCostsAtMostOneChunkTwice: the agent is killed at operations
+// spread over the update; both runs together bring what one brings, and at most
+// one chunk more.
+func TestKilledFetchCostsAtMostOneChunkTwice(t *testing.T) {
+	f := someFiles(600_000)
+	w := newWorld(t)
+	f.releases(w, func(*manifest.Savings, *manifest.Savings) {})
+	base := committed(t, w)
+	run := func(files *slot.Mem, cut int, seconds time.Duration) (fetched int64, done bool) {
+		ww := &walkWorld{world: w}
+		ww.reset()
+		synctest.Test(t, func(t *testing.T) {
+			w.t = t
+			d := w.boot(files)
+			d.link.SetOnline(true)
+			w.want(2, "2")
+			if cut >= 0 {
+				files.FailAfter(cut)
+			}
+			settle(seconds)
+			got, err := d.runtime.answer()
+			fetched, done = d.fetcher.BytesFetched(), err == nil && got == 2
+			d.cancel()
+			<-d.done // the error of a cut disk, or nil
+		})
+		return fetched, done
+	}
+	whole := base.Crash(0)
+	once, done := run(whole, -1, 5*time.Minute)
+	if !done || once < 10_000 {
+		t.Fatalf("uncut: %d bytes, done %v", once, done)
+	}
+	twice := int64(0)
+	for cut := 0; cut < whole.Ops(); cut += 3 {
+		files := base.Crash(0)
+		first, _ := run(files, cut, time.Second)
+		second, done := run(files.Restart(), -1, 5*time.Minute)
+		if !done || first+second > once+chunk.MaxChunk {
+			t.Errorf("killed at operation %d: %d and %d bytes for %d, done %v", cut, first, second, once, done)
+		}
+		twice = max(twice, first+second-once)
+	}
+	t.Logf("at most %d bytes came twice", twice)
+}
