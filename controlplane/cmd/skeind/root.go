@@ -113,6 +113,10 @@ func run(ctx context.Context, cfg controlplane.Config, o options, stdout, stderr
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.Run(ctx) })
 	g.Go(func() error {
+		giveBack(ctx)
+		return nil
+	})
+	g.Go(func() error {
 		select {
 		case <-s.Ready():
 			_, err := fmt.Fprintln(stdout, s.LoginHint())
