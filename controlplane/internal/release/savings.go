@@ -141,11 +141,7 @@ func (c *Catalog) Layers(ctx context.Context, tenant string, d, have ota.Digest)
 			return nil, "", err
 		}
 	}
-	if have != "" {
-		h, err := c.entry(tenant, have)
-		if err != nil {
-			return nil, "", err
-		}
+	if h, err := c.entry(tenant, have); err == nil { // else it runs nothing, or what is not known here
 		if held, err = c.installed(ctx, h); err != nil {
 			return nil, "", err
 		}

@@ -1,6 +1,6 @@
 import { useQuery } from "@connectrpc/connect-query";
 import { Link, useParams } from "@tanstack/react-router";
-import { type Release, ReleaseService } from "../gen/skein/release/v1/release_pb";
+import { type Layer, type Release, ReleaseService } from "../gen/skein/release/v1/release_pb";
 import { bytes, count, duration, plural, targetLabel } from "../lib/format";
 import { useTitle } from "../lib/hooks";
 import { isNotFound } from "../lib/transport";
@@ -56,7 +56,7 @@ function Row({ release: r }: { release: Release }) {
 
 export function ReleasePage() {
   const { release: ref } = useParams({ from: "/shell/releases/$release" });
-  const q = useQuery(ReleaseService.method.getRelease, { release: ref });
+  const q = useQuery(ReleaseService.method.getRelease, { release: ref, layers: true });
   const r = q.data?.release;
   useTitle(r ? `${r.name}@${r.version}` : "Release");
   if (q.isPending) return <div className="panel pad"><Bones rows={8} /></div>;
@@ -93,6 +93,12 @@ export function ReleasePage() {
               </table></div>
             )}
           </Panel>
+          <Panel title="Files" flush>
+            <div className="scroll-x" tabIndex={0} role="region" aria-label="Files"><table className="grid">
+              <thead><tr><th>File</th><th className="right">Size</th><th className="right">Shared with {q.data?.before || "no release before"}</th><th>Patches</th></tr></thead>
+              <tbody>{q.data?.layers.map((l) => <File key={l.digest} layer={l} compared={!!q.data.before} />)}</tbody>
+            </table></div>
+          </Panel>
           <Panel title="Parameters" flush>
             {r.parameters.length === 0 ? <p className="body muted">It declares none.</p> : (
               <div className="scroll-x" tabIndex={0} role="region" aria-label="Parameters"><table className="grid">
@@ -104,5 +110,18 @@ export function ReleasePage() {
         </div>
       </div>
     </>
+  );
+}
+
+/** A file, and how few bytes of it a device may need. */
+function File({ layer: l, compared }: { layer: Layer; compared: boolean }) {
+  const share = (n: bigint) => `${(l.bytes > 0n ? (100 * Number(n)) / Number(l.bytes) : 0).toFixed(1)} %`;
+  return (
+    <tr>
+      <td>{l.title} <Digest value={l.digest} what={`digest of ${l.title}`} /></td>
+      <td className="right num nowrap">{bytes(l.bytes)}</td>
+      <td className="right num nowrap">{compared ? <>{share(l.sharedBytes)}{l.chunks > 0 && <span className="muted"> of {plural(l.chunks, "chunk")}</span>}</> : <span className="muted">–</span>}</td>
+      <td>{l.patches.length === 0 ? <span className="muted">none</span> : l.patches.map((p) => <div key={p.baseDigest} className="nowrap">{bytes(p.bytes)} ({share(p.bytes)}) from <Digest value={p.baseDigest} what="digest of the older file" /></div>)}</td>
+    </tr>
   );
 }
