@@ -151,6 +151,27 @@ func settle(ctx context.Context, pid int, most time.Duration) (float64, error) {
 	}
 }
 
+// sample reads a process's memory in KiB once a second, from a delay on until
+// ctx ends.
+func sample(ctx context.Context, pid int, delay time.Duration) (resident []float64) {
+	wait := time.NewTimer(delay)
+	defer wait.Stop()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	next := wait.C
+	for {
+		select {
+		case <-ctx.Done():
+			return resident
+		case <-next:
+			next = tick.C
+		}
+		if rss, err := status(pid, "VmRSS"); err == nil {
+			resident = append(resident, rss)
+		}
+	}
+}
+
 // metric reads one number of a Prometheus endpoint, summed over its series.
 func metric(ctx context.Context, url, token, name string) (float64, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/metrics", nil)

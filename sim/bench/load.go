@@ -2,9 +2,11 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,7 +36,8 @@ type loadRun struct {
 	fleet   *load.Fleet
 	figures []Figure
 
-	empty, known, connected, steady float64 // KiB resident
+	// KiB resident; steady is the mean over the second half of the reports.
+	empty, known, connected, steady float64
 }
 
 // Load starts skeind as a child process with everything embedded, enrols and
@@ -124,8 +127,13 @@ func (r *loadRun) report(ctx context.Context) (err error) {
 	w := &writeBehind{}
 	var wg sync.WaitGroup
 	wg.Go(func() { w.watch(cruise, r.plane.URL, r.plane.Token) })
+	var resident []float64
+	wg.Go(func() { resident = sample(cruise, r.plane.PID(), span/2) })
 	r.fleet.Cruise(cruise, r.o.Interval)
 	wg.Wait()
+	if len(resident) == 0 {
+		return errors.Join(ctx.Err(), errors.New("the reports ended before memory could be measured"))
+	}
 	if err := r.fleet.Settled(ctx); err != nil {
 		return err
 	}
@@ -140,13 +148,14 @@ func (r *loadRun) report(ctx context.Context) (err error) {
 	r.add(figure("report_acknowledged_p50", percentile(acks, 0.5), "ms"))
 	r.add(figure("report_acknowledged_p99", percentile(acks, 0.99), "ms"))
 	r.add(figure("report_stored_p99", percentile(acks, 0.99)+w.longest(), "ms"))
-	if r.steady, err = r.settle(ctx, "after the reports"); err != nil {
-		return err
+	for _, rss := range resident {
+		r.steady += rss / float64(len(resident))
 	}
 	n := float64(r.o.Devices)
 	r.add(figure("rss_empty", r.empty/1024, "MiB"))
 	r.add(figure("rss_loaded", r.steady/1024, "MiB"))
 	r.add(figure("rss_per_device", (r.steady-r.empty)/n, "KiB").atMost(memoryGoal))
+	r.add(figure("rss_per_device_peak", (slices.Max(resident)-r.empty)/n, "KiB"))
 	r.add(figure("rss_per_device_enrolled", (r.known-r.empty)/n, "KiB"))
 	r.add(figure("rss_per_device_broker", (r.connected-r.known)/n, "KiB"))
 	return nil
