@@ -51,7 +51,7 @@ demo: build ## the main job end to end with 60 virtual Jetsons (ONCE=1: run and 
 ##@ Test
 
 .PHONY: test
-test: lint check-generate check-modules build build-arm64 test-go test-dashboard test-demo ## everything CI runs
+test: lint check-generate check-modules build build-arm64 test-go test-foreign test-dashboard test-demo ## everything CI runs
 
 .PHONY: test-short
 test-short: ## unit tests only, under 2 minutes
@@ -66,6 +66,10 @@ test-go: ## whole Go suite, short tests with the race detector
 test-slow: ## what takes longer: fuzzing, long scenarios, ONNX Runtime
 	SKEIN_SLOW=1 go test -timeout 60m work
 	deploy/fuzz.sh 20s
+
+.PHONY: test-foreign
+test-foreign: ## against onnx.checker, ONNX Runtime and python-tuf
+	deploy/test-foreign.sh
 
 .PHONY: test-dashboard
 test-dashboard: build ## drive the dashboard in Chromium over a live fleet
