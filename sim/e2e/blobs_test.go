@@ -57,7 +57,8 @@ func (s *server) dropPatches(r *releasev1.Release) {
 }
 
 // TestDamagedBlobs: what the server's disk does to a blob never runs, is told
-// by the device, and leaves what runs alone; the next release is installed.
+// by the device, and leaves what runs alone; once mended, the same release is
+// installed when it is assigned again, and so is the next one.
 func TestDamagedBlobs(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -111,6 +112,7 @@ func TestDamagedBlobs(t *testing.T) {
 		if err := os.WriteFile(path, whole, 0o600); err != nil {
 			t.Fatal(err)
 		}
+		s.settle(d, bad) // assigned once more, it is tried once more
 		s.release(good, version{bias: 11, pad: 1})
 		s.settle(d, good)
 		d.serves()

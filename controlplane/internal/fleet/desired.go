@@ -20,6 +20,9 @@ type Intent struct {
 	Release         ota.Digest // empty: nothing
 	RollbackAllowed bool
 	Rollout         string // empty: outside any rollout
+	// Again makes a new generation even when it says what the present one says,
+	// so that a device tries once more what failed on it.
+	Again bool
 }
 
 // SetDesired makes release the wanted one of a device, durably, and sends it.
@@ -95,7 +98,7 @@ func (f *Fleet) makeFrom(ctx context.Context, tw *twin, b basis, in Intent, para
 	if err != nil {
 		return nil, err
 	}
-	if !anew && same(wanted, in, paramsDigest) {
+	if !anew && !in.Again && same(wanted, in, paramsDigest) {
 		return nil, nil
 	}
 	d.Generation = f.next(wanted, held)

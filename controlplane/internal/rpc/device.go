@@ -12,6 +12,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 	"github.com/skein-fleet/skein/ota"
 	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
+	"github.com/skein-fleet/skein/proto/wire"
 )
 
 func (s *fleetService) ApproveDevice(ctx context.Context, req *fleetv1.ApproveDeviceRequest) (*fleetv1.ApproveDeviceResponse, error) {
@@ -71,21 +72,18 @@ func (s *fleetService) AssignRelease(ctx context.Context, req *fleetv1.AssignRel
 	if err != nil {
 		return nil, err
 	}
-	var d *ota.Digest
+	var after ota.Digest
 	if text := req.GetRelease(); text != "" {
-		found, err := s.Releases.Resolve(ctx, v.Tenant, text)
-		if err != nil {
+		if after, err = s.Releases.Resolve(ctx, v.Tenant, text); err != nil {
 			return nil, err
 		}
-		d = &found
-	}
-	after := ""
-	if d != nil {
-		after = string(*d)
 	}
 	store.Note(ctx, v.ID, map[string]any{"release": v.WantedRelease, "generation": v.Wanted.String()}, map[string]any{"release": after})
-	// A person names the release, so going back to an older one is meant.
-	if err := s.Fleet.SetDesired(ctx, v.Tenant, v.ID, d, true, ""); err != nil {
+	// A person names the release, so going back to an older one is meant, and so
+	// is another try of one that failed.
+	in := fleet.Intent{Device: v.ID, Release: after, RollbackAllowed: true,
+		Again: v.Phase == wire.PhaseFailed && after != "" && v.FailedRelease == after}
+	if err := s.Fleet.SetDesiredAll(ctx, v.Tenant, []fleet.Intent{in}); err != nil {
 		return nil, err
 	}
 	if v, err = s.Fleet.Get(v.Tenant, v.ID); err != nil {
