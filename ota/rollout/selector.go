@@ -116,7 +116,7 @@ func (m *matcher) matchTarget(text string) bool {
 // "label notin (a,b)". Empty text selects every device.
 func ParseSelector(text string) (Selector, error) {
 	var s Selector
-	for _, term := range splitTerms(text) {
+	for _, term := range SplitTerms(text) {
 		r, err := parseTerm(term)
 		if err != nil {
 			return Selector{}, err
@@ -126,8 +126,9 @@ func ParseSelector(text string) (Selector, error) {
 	return s, nil
 }
 
-// splitTerms cuts at commas outside parentheses.
-func splitTerms(text string) []string {
+// SplitTerms cuts the text of a selector at its commas outside parentheses;
+// blank text has no terms.
+func SplitTerms(text string) []string {
 	var terms []string
 	depth, start := 0, 0
 	for i, c := range text {

@@ -155,7 +155,7 @@ func (r *loadRun) report(ctx context.Context) (err error) {
 	r.add(figure("rss_empty", r.empty/1024, "MiB"))
 	r.add(figure("rss_loaded", r.steady/1024, "MiB"))
 	r.add(figure("rss_per_device", (r.steady-r.empty)/n, "KiB").atMost(memoryGoal))
-	r.add(figure("rss_per_device_peak", (slices.Max(resident)-r.empty)/n, "KiB"))
+	r.add(figure("rss_per_device_peak", (slices.Max(resident)-r.empty)/n, "KiB").atMost(memoryGoal))
 	r.add(figure("rss_per_device_enrolled", (r.known-r.empty)/n, "KiB"))
 	r.add(figure("rss_per_device_broker", (r.connected-r.known)/n, "KiB"))
 	return nil

@@ -262,9 +262,11 @@ func (f *Fleet) Run(ctx context.Context) error {
 	for range f.cfg.Workers {
 		wg.Go(func() { f.sendLoop(ctx) })
 	}
-	wg.Go(func() { f.sweepLoop(ctx) })
-	wg.Go(func() { f.flushLoop(ctx) })
-	wg.Go(func() { f.trimLoop(ctx) })
+	wg.Go(func() {
+		f.every(ctx, min(f.cfg.Resend/4, 2*time.Second), "look at the devices", func(context.Context) error { f.sweep(); return nil })
+	})
+	wg.Go(func() { f.every(ctx, f.cfg.FlushEvery, "write reported state", f.Flush) })
+	wg.Go(func() { f.every(ctx, time.Hour, "trim events", f.trim) })
 	<-ctx.Done()
 	f.queue.close()
 	wg.Wait()

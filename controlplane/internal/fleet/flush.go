@@ -22,16 +22,17 @@ func (f *Fleet) touched(tw *twin) {
 	f.notify(tw.id)
 }
 
-func (f *Fleet) flushLoop(ctx context.Context) {
-	tick := time.NewTicker(f.cfg.FlushEvery)
+// every calls do at each interval until ctx ends, and logs what goes wrong.
+func (f *Fleet) every(ctx context.Context, interval time.Duration, what string, do func(context.Context) error) {
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if err := f.Flush(ctx); err != nil && ctx.Err() == nil {
-				f.cfg.Logger.Error("write reported state", "error", err)
+			if err := do(ctx); err != nil && ctx.Err() == nil {
+				f.cfg.Logger.Error(what, "error", err)
 			}
 		}
 	}
@@ -122,23 +123,7 @@ func (f *Fleet) keepProbed(ctx context.Context, probed []*twin) error {
 	return err
 }
 
-// trimLoop keeps the newest events of each device.
-func (f *Fleet) trimLoop(ctx context.Context) {
-	tick := time.NewTicker(time.Hour)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if err := f.trim(ctx); err != nil && ctx.Err() == nil {
-			f.cfg.Logger.Error("trim events", "error", err)
-		}
-	}
-}
-
-// trim works through the devices in small transactions, so that nobody waits
+// trim keeps the newest events of each device. It works in small transactions, so that nobody waits
 // long for the writer.
 func (f *Fleet) trim(ctx context.Context) error {
 	byTenant := map[string][]string{}

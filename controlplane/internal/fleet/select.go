@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/skein-fleet/skein/ota/rollout"
 )
 
 // Selector chooses devices by labels and pseudo-labels.
@@ -34,10 +36,7 @@ const (
 // hardware and serial are compared like labels. Empty text selects all.
 func ParseSelector(text string) (*Selector, error) {
 	s := &Selector{}
-	if strings.TrimSpace(text) == "" {
-		return s, nil
-	}
-	for _, part := range splitTerms(text) {
+	for _, part := range rollout.SplitTerms(text) {
 		t, err := parseTerm(strings.TrimSpace(part))
 		if err != nil {
 			return nil, fmt.Errorf("%w: selector %q: %w", ErrInvalid, text, err)
@@ -45,26 +44,6 @@ func ParseSelector(text string) (*Selector, error) {
 		s.terms = append(s.terms, t)
 	}
 	return s, nil
-}
-
-// splitTerms cuts at commas outside parentheses.
-func splitTerms(text string) []string {
-	var out []string
-	depth, start := 0, 0
-	for i, c := range text {
-		switch c {
-		case '(':
-			depth++
-		case ')':
-			depth--
-		case ',':
-			if depth == 0 {
-				out = append(out, text[start:i])
-				start = i + 1
-			}
-		}
-	}
-	return append(out, text[start:])
 }
 
 func parseTerm(s string) (term, error) {
@@ -77,8 +56,11 @@ func parseTerm(s string) (term, error) {
 	if k, v, ok := strings.Cut(s, "!="); ok {
 		return check(term{strings.TrimSpace(k), []string{strings.TrimSpace(v)}, opNotIn})
 	}
-	for word, o := range map[string]op{" in ": opIn, " notin ": opNotIn, " in(": opIn, " notin(": opNotIn} {
-		k, rest, ok := strings.Cut(s, word)
+	for _, w := range []struct {
+		text string
+		op   op
+	}{{" in ", opIn}, {" notin ", opNotIn}, {" in(", opIn}, {" notin(", opNotIn}} {
+		k, rest, ok := strings.Cut(s, w.text)
 		if !ok || strings.ContainsAny(k, "=(") {
 			continue
 		}
@@ -87,7 +69,7 @@ func parseTerm(s string) (term, error) {
 		for v := range strings.SplitSeq(rest, ",") {
 			values = append(values, strings.TrimSpace(v))
 		}
-		return check(term{strings.TrimSpace(k), values, o})
+		return check(term{strings.TrimSpace(k), values, w.op})
 	}
 	if k, v, ok := strings.Cut(s, "="); ok {
 		return check(term{strings.TrimSpace(k), []string{strings.TrimSpace(strings.TrimPrefix(v, "="))}, opIn})

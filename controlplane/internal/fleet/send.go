@@ -202,21 +202,8 @@ func (f *Fleet) Watch(tenant, device string) {
 // WatchLease is how long one Watch holds.
 const WatchLease = watchSeconds * time.Second
 
-// sweepLoop looks at every device again and again: what is not held is sent
-// again, what expires is issued anew.
-func (f *Fleet) sweepLoop(ctx context.Context) {
-	tick := time.NewTicker(min(f.cfg.Resend/4, 2*time.Second))
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			f.sweep()
-		}
-	}
-}
-
+// sweep looks at every device: what is not held is sent again, what expires is
+// issued anew.
 func (f *Fleet) sweep() {
 	now := f.cfg.Now()
 	var online, converging int
