@@ -119,6 +119,7 @@ func (r *chunkReader) fetch(c *Chunk, b []byte) error {
 		return fmt.Errorf("chunk %d: %w", r.next, err)
 	}
 	if sha256.Sum256(b) != c.Sum {
+		fetch.Blame(r.s.remote, r.s.ix.Artifact)
 		return fmt.Errorf("%w: %w: chunk %d of %s", fetch.ErrUnusable, ErrChunk, r.next, r.s.ix.Artifact.Short())
 	}
 	return nil

@@ -123,6 +123,7 @@ func (f *Fetcher) fetch(ctx context.Context, desc manifest.Descriptor, from Sour
 		case permanent(err):
 			return err
 		case errors.Is(err, blob.ErrDigestMismatch):
+			Blame(f.Source, desc.Digest)
 			if wrong++; wrong >= maxWrongHashes {
 				return err
 			}
@@ -209,7 +210,7 @@ func (f *Fetcher) transfer(ctx context.Context, desc manifest.Descriptor, from S
 		return 0, because(ctx, err)
 	}
 	body.r = r
-	body.skip.Store(skipping(r))
+	body.from.Store(&r)
 	got, err = f.Store.Append(ctx, desc.Digest, offset, desc.Size, body)
 	if cerr := r.Close(); err == nil && cerr != nil && got < desc.Size-offset {
 		err = fmt.Errorf("close answer: %w", cerr)
@@ -288,6 +289,9 @@ func (r remote) Open(ctx context.Context, d ota.Digest, offset, length int64) (i
 	return metered{body, &r.f.fetched}, nil
 }
 
+// Blame implements Blamer.
+func (r remote) Blame(d ota.Digest) { Blame(r.f.Source, d) }
+
 type metered struct {
 	io.ReadCloser
 	total *atomic.Int64
@@ -300,20 +304,14 @@ func (m metered) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// skipping returns the skipper that r is or meters, or nil.
-func skipping(r io.ReadCloser) *skipper {
-	if m, ok := r.(metered); ok {
-		r = m.ReadCloser
-	}
-	s, _ := r.(*skipper)
-	return s
-}
+// PassedOver forwards that of the body.
+func (m metered) PassedOver() int64 { return passedOver(m.ReadCloser) }
 
 // counted counts what a source brings and remembers its error.
 type counted struct {
 	r        io.Reader
 	n        atomic.Int64
-	skip     atomic.Pointer[skipper]
+	from     atomic.Pointer[io.ReadCloser] // r, once it is open
 	progress func(n int64)
 	err      error
 }
@@ -321,8 +319,8 @@ type counted struct {
 // moved is what came over the network, what was passed over included.
 func (c *counted) moved() int64 {
 	n := c.n.Load()
-	if s := c.skip.Load(); s != nil {
-		n += s.skipped.Load()
+	if r := c.from.Load(); r != nil {
+		n += passedOver(*r)
 	}
 	return n
 }

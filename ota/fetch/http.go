@@ -80,6 +80,9 @@ func (s *skipper) Read(p []byte) (int, error) {
 	return s.body.Read(p)
 }
 
+// PassedOver is how many bytes were skipped.
+func (s *skipper) PassedOver() int64 { return s.skipped.Load() }
+
 // Close implements io.Closer.
 func (s *skipper) Close() error { return s.body.Close() }
 

@@ -1,0 +1,418 @@
+package fetch
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/skein-fleet/skein/ota"
+)
+
+// Named is one way to bytes.
+type Named struct {
+	// Name is the kind of way, as reports say it: peer, https, mqtt, child.
+	Name   string
+	Source Source
+	// Key tells ways of one name apart (several peers), so that each is judged
+	// by itself; empty means Name.
+	Key string
+	// Patience is how long Open may take while another way is left to try;
+	// zero means 15 s.
+	Patience time.Duration
+}
+
+func (n Named) key() string { return cmp.Or(n.Key, n.Name) }
+
+// Blamer is a Source that wants to know when what it gave was wrong.
+type Blamer interface {
+	// Blame is called when bytes of d had the wrong hash.
+	Blame(d ota.Digest)
+}
+
+// Blame tells s that bytes of d were wrong, if s wants to know.
+func Blame(s Source, d ota.Digest) {
+	if b, ok := s.(Blamer); ok {
+		b.Blame(d)
+	}
+}
+
+const (
+	patience     = 15 * time.Second
+	failedMin    = 5 * time.Second // how long a way is avoided after it failed, doubled each time
+	failedMax    = 10 * time.Minute
+	liedMin      = 10 * time.Minute // after it gave wrong content
+	liedMax      = 6 * time.Hour
+	absentFor    = 30 * time.Second // after it said that it lacks this blob
+	provenBytes  = 1 << 20          // what a way brings without a break makes its past good
+	maxRemember  = 256              // ways, absences
+	maxDelivered = 64               // blobs whose givers are known
+)
+
+// errPatience cancels an Open that takes too long while others are left.
+var errPatience = errors.New("no answer in time")
+
+// Chain is a Source made of several, tried in the order that list gives, which
+// is by cost. One that failed, stalled or gave wrong content is avoided for a
+// time that doubles, with jitter, and is still asked when nothing else works.
+// A transfer by a dearer way goes over to a cheaper one when that one's time is
+// up. Its methods may be called from several goroutines.
+type Chain struct {
+	now  func() time.Time
+	list func() []Named
+
+	mu        sync.Mutex // guards what follows
+	ways      map[string]*way
+	absent    map[absence]time.Time
+	bytes     map[string]int64
+	delivered map[ota.Digest][]string // keys of who gave bytes of it
+	order     []ota.Digest            // of delivered, oldest first
+}
+
+// way is what is known of one source.
+type way struct {
+	failures, lies int
+	until          time.Time // avoided until then
+	last           error     // why
+}
+
+type absence struct {
+	key  string
+	blob ota.Digest
+}
+
+// NewChain returns the chain of what list gives at each Open.
+func NewChain(now func() time.Time, list func() []Named) *Chain {
+	return &Chain{
+		now: now, list: list, ways: map[string]*way{}, absent: map[absence]time.Time{},
+		bytes: map[string]int64{}, delivered: map[ota.Digest][]string{},
+	}
+}
+
+// Bytes returns how many bytes each name brought since the chain was made.
+func (c *Chain) Bytes() map[string]int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.bytes)
+}
+
+// Avoided returns why each way that is avoided now is, by name.
+func (c *Chain) Avoided() map[string]error {
+	names := c.list()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := map[string]error{}
+	for _, n := range names {
+		if w := c.ways[n.key()]; w != nil && c.now().Before(w.until) && w.last != nil {
+			out[n.Name] = w.last
+		}
+	}
+	return out
+}
+
+// Blame implements Blamer: all who gave bytes of d are avoided for long.
+func (c *Chain) Blame(d ota.Digest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, key := range c.delivered[d] {
+		w := c.way(key)
+		w.lies++
+		w.last = fmt.Errorf("bytes of %s were wrong", d.Short())
+		w.until = c.later(liedMin, liedMax, w.lies)
+	}
+	delete(c.delivered, d)
+	c.order = slices.DeleteFunc(c.order, func(o ota.Digest) bool { return o == d })
+}
+
+// later is a time from now, doubled for each time it happened in a row, of
+// which half is jitter.
+func (c *Chain) later(least, most time.Duration, times int) time.Time {
+	d := most
+	if n := times - 1; n < 20 && least<<n < most {
+		d = least << n
+	}
+	return c.now().Add(d/2 + rand.N(d/2+1))
+}
+
+// way returns what is known of key. c.mu is held.
+func (c *Chain) way(key string) *way {
+	w := c.ways[key]
+	if w == nil {
+		if len(c.ways) >= maxRemember {
+			now := c.now()
+			maps.DeleteFunc(c.ways, func(_ string, w *way) bool { return !now.Before(w.until) })
+		}
+		if len(c.ways) >= maxRemember {
+			clear(c.ways)
+		}
+		w = &way{}
+		c.ways[key] = w
+	}
+	return w
+}
+
+// candidate is a way to try now.
+type candidate struct {
+	Named
+	rank    int // in the order of cost
+	avoided bool
+	lies    int
+	until   time.Time
+}
+
+// candidates returns the ways in the order to try them: by cost, and those
+// that are avoided last, liars behind all others.
+func (c *Chain) candidates(d ota.Digest) []candidate {
+	names := c.list()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.now()
+	out := make([]candidate, len(names))
+	for i, n := range names {
+		out[i] = candidate{Named: n, rank: i}
+		if w := c.ways[n.key()]; w != nil && now.Before(w.until) {
+			out[i].avoided, out[i].lies, out[i].until = true, w.lies, w.until
+		}
+		if until := c.absent[absence{n.key(), d}]; now.Before(until) {
+			out[i].avoided = true
+			if until.After(out[i].until) {
+				out[i].until = until
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b candidate) int {
+		switch {
+		case a.avoided != b.avoided:
+			if b.avoided {
+				return -1
+			}
+			return 1
+		case !a.avoided:
+			return 0
+		}
+		return cmp.Or(cmp.Compare(a.lies, b.lies), a.until.Compare(b.until))
+	})
+	return out
+}
+
+// Open implements Source.
+func (c *Chain) Open(ctx context.Context, d ota.Digest, offset, length int64) (io.ReadCloser, error) {
+	tries := c.candidates(d)
+	if len(tries) == 0 {
+		return nil, fmt.Errorf("%w: there is no way to blobs", ErrUnusable)
+	}
+	r := &chainReader{c: c, ctx: ctx, blob: d, at: offset, end: offset + length}
+	var later, never []error
+	for i, t := range tries {
+		err := r.open(t, i < len(tries)-1)
+		switch {
+		case err == nil:
+			r.dueAgain()
+			return r, nil
+		case ctx.Err() != nil:
+			return nil, err
+		case errors.Is(err, ErrNotFound) || errors.Is(err, ErrForbidden) || errors.Is(err, ErrUnusable):
+			never = append(never, err)
+		default:
+			later = append(later, err)
+		}
+	}
+	if len(later) > 0 {
+		// What one lacks, another may have: that is worth another try.
+		return nil, errors.Join(later...)
+	}
+	return nil, errors.Join(never...)
+}
+
+// judge notes that an Open or a transfer of n bytes by this way ended with err.
+func (c *Chain) judge(ctx context.Context, t candidate, d ota.Digest, n int64, err error) {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, ErrSlow) {
+		return // the caller had enough, not the way
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrForbidden) || errors.Is(err, ErrUnusable) {
+		if len(c.absent) >= maxRemember {
+			clear(c.absent)
+		}
+		c.absent[absence{t.key(), d}] = c.later(absentFor, absentFor, 1)
+		return
+	}
+	w := c.way(t.key())
+	if n >= provenBytes {
+		w.failures = 0
+	}
+	w.failures++
+	w.last = err
+	until := c.later(failedMin, failedMax, w.failures)
+	if ra, ok := errors.AsType[*RetryAfter](err); ok {
+		w.failures--
+		asked := max(0, min(ra.Wait, maxRetryAfter))
+		until = c.now().Add(asked + rand.N(asked/4+time.Millisecond))
+	}
+	if until.After(w.until) {
+		w.until = until
+	}
+}
+
+// deliver counts bytes of d that came by this way.
+func (c *Chain) deliver(t candidate, d ota.Digest, n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bytes[t.Name] += int64(n)
+	givers, known := c.delivered[d]
+	if slices.Contains(givers, t.key()) {
+		return
+	}
+	if !known {
+		if len(c.order) >= maxDelivered {
+			delete(c.delivered, c.order[0])
+			c.order = c.order[1:]
+		}
+		c.order = append(c.order, d)
+	}
+	c.delivered[d] = append(givers, t.key())
+}
+
+// good notes that a way brought all that was asked for.
+func (c *Chain) good(t candidate) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if w := c.ways[t.key()]; w != nil {
+		w.failures = 0
+		if w.lies == 0 {
+			delete(c.ways, t.key())
+		}
+	}
+}
+
+// chainReader reads one range, by one way after the other.
+type chainReader struct {
+	c       *Chain
+	ctx     context.Context
+	blob    ota.Digest
+	at, end int64
+
+	by      candidate
+	cancel  context.CancelCauseFunc // of body
+	brought int64                   // by body
+	due     time.Time               // when a cheaper way may be tried, zero: there is none
+	judged  bool
+
+	mu     sync.Mutex // guards changes of what follows
+	body   io.ReadCloser
+	passed int64 // PassedOver of the bodies before
+}
+
+// open makes t the way for the rest of the range, or leaves all as it was.
+func (r *chainReader) open(t candidate, others bool) error {
+	ctx, cancel := context.WithCancelCause(r.ctx)
+	var timer *time.Timer
+	if others {
+		timer = time.AfterFunc(cmp.Or(t.Patience, patience), func() { cancel(errPatience) })
+	}
+	body, err := t.Source.Open(ctx, r.blob, r.at, r.end-r.at)
+	if timer != nil && !timer.Stop() && err == nil {
+		err = errors.Join(errPatience, body.Close())
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: %w", t.Name, because(ctx, err))
+		cancel(nil)
+		r.c.judge(r.ctx, t, r.blob, 0, err)
+		return err
+	}
+	r.by, r.cancel, r.brought, r.judged = t, cancel, 0, false
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.passed += passedOver(r.body)
+	r.body = body
+	return nil
+}
+
+// dueAgain finds out when a way that is cheaper than this one may be tried again.
+func (r *chainReader) dueAgain() {
+	r.due = time.Time{}
+	for _, t := range r.c.candidates(r.blob) {
+		if t.rank < r.by.rank && t.avoided && (r.due.IsZero() || t.until.Before(r.due)) {
+			r.due = t.until
+		}
+	}
+}
+
+// Read implements io.Reader.
+func (r *chainReader) Read(p []byte) (int, error) {
+	if r.at < r.end && !r.due.IsZero() && !r.c.now().Before(r.due) {
+		r.improve()
+	}
+	n, err := r.body.Read(p)
+	if n > 0 {
+		r.at += int64(n)
+		r.brought += int64(n)
+		r.c.deliver(r.by, r.blob, n)
+	}
+	if r.judged {
+		return n, err
+	}
+	switch {
+	case r.at >= r.end:
+		r.judged = true
+		r.c.good(r.by)
+	case err != nil:
+		r.judged = true
+		why := err
+		if errors.Is(err, io.EOF) {
+			why = io.ErrUnexpectedEOF
+		} else {
+			err = fmt.Errorf("%s: %w", r.by.Name, err)
+		}
+		r.c.judge(r.ctx, r.by, r.blob, r.brought, why)
+	}
+	return n, err
+}
+
+// improve goes over to a cheaper way whose time is up, if it works.
+func (r *chainReader) improve() {
+	by, body, cancel := r.by, r.body, r.cancel
+	for _, t := range r.c.candidates(r.blob) {
+		if t.avoided || t.rank >= by.rank || r.ctx.Err() != nil {
+			break
+		}
+		if r.open(t, true) == nil {
+			_ = body.Close() // what it still had is not wanted
+			cancel(nil)
+			break
+		}
+	}
+	r.dueAgain()
+}
+
+// Close implements io.Closer.
+func (r *chainReader) Close() error {
+	err := r.body.Close()
+	r.cancel(nil)
+	return err
+}
+
+// PassedOver is what came over the network and was not asked for.
+func (r *chainReader) PassedOver() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.passed + passedOver(r.body)
+}
+
+// passer is a body of which some came over the network before what was asked for.
+type passer interface{ PassedOver() int64 }
+
+// passedOver is r's PassedOver, if it has one. Bodies that wrap others forward it.
+func passedOver(r io.Reader) int64 {
+	if p, ok := r.(passer); ok {
+		return p.PassedOver()
+	}
+	return 0
+}
