@@ -62,6 +62,10 @@ type Options struct {
 	MQTTOver Transport
 	// WrapLink, when set, is put around the link, for tests and simulations.
 	WrapLink func(Link) Link
+	// WrapHTTP, when set, is put around HTTPS, and TuneFetch told of the fetcher
+	// before its first use, likewise.
+	WrapHTTP  func(http.RoundTripper) http.RoundTripper
+	TuneFetch func(*fetch.Fetcher)
 	// Dial opens connections of the default link and of HTTPS; nil goes straight
 	// or through the proxy that the environment names.
 	Dial    Dial
@@ -232,7 +236,7 @@ func (a *Agent) open() (err error) {
 		Logger: a.log, Target: func() ota.Target { return a.facts.Target }, Params: a.openParams, Agrees: a.agrees,
 		Free: o.Host.DiskFree, Now: o.Now, LoadTimeout: o.LoadTimeout, SoakEvery: o.SoakEvery,
 		Hook: o.StepHook, Observe: a.observeStep, Proven: a.observeProof,
-		Waiting: a.noteWaiting, Tend: a.tend, TendEvery: o.CheckEvery,
+		Waiting: a.noteWaiting, Tend: a.tend, TendEvery: o.CheckEvery, Refused: a.noteRefused,
 	})
 	return nil
 }
@@ -255,12 +259,18 @@ func (a *Agent) connectParts() error {
 			return err
 		}
 		a.http = pki.HTTPClient(pki.ClientConfig(roots, name, a.clock, cert), dial)
+		if o.WrapHTTP != nil {
+			a.http.Transport = o.WrapHTTP(a.http.Transport)
+		}
 	}
 	source := o.Blobs
 	if source == nil {
 		source = fetch.HTTP(a.http, o.Identity.BlobURL)
 	}
 	a.fetcher = &fetch.Fetcher{Store: a.blobs, Source: source}
+	if o.TuneFetch != nil {
+		o.TuneFetch(a.fetcher)
+	}
 	if o.Metadata == nil {
 		a.opts.Metadata = fetch.HTTPMetadata(a.http, o.Identity.BlobURL)
 	}

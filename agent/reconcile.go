@@ -14,6 +14,7 @@ import (
 	"github.com/skein-fleet/skein/agent/internal/reconcile"
 	"github.com/skein-fleet/skein/agent/internal/state"
 	"github.com/skein-fleet/skein/agent/runtime"
+	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/slot"
 	"github.com/skein-fleet/skein/proto/wire"
 )
@@ -215,6 +216,13 @@ func (a *Agent) noteDisk(err error) {
 	case failing || errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.EIO):
 		a.board.Set(health.DiskFailing, health.Critical, err.Error())
 	}
+}
+
+// noteRefused tells what of a release looks like an attack; each update tells
+// of few, and is itself told of by the director.
+func (a *Agent) noteRefused(class string, release ota.Digest, message string) {
+	a.log.Warn("refused", "attack", class, "release", release.Short(), "error", message)
+	a.board.Event(wire.Event{ID: a.ids.next(), Kind: "refused", Attack: class, Message: clipText(message, maxCauseText), Release: release.Sum()})
 }
 
 // observeStep tells each journal line.

@@ -58,6 +58,10 @@ const (
 var (
 	ErrMalformed = errors.New("malformed release")
 	ErrNoTarget  = errors.New("release has nothing for this device")
+	// ErrName is returned for what should be a plain name and could be a path.
+	ErrName = fmt.Errorf("%w: not a plain name", ErrMalformed)
+	// ErrTwice is returned where one name or key stands for two things.
+	ErrTwice = fmt.Errorf("%w: named twice", ErrMalformed)
 )
 
 // Descriptor names a blob, as in OCI.
@@ -92,7 +96,7 @@ func (d Descriptor) Validate() error {
 		return fmt.Errorf("%w: descriptor %s: size %d, want 0 to %d", ErrMalformed, d.Digest.Short(), d.Size, int64(MaxBlob))
 	}
 	if t := d.Title(); t != "" && !plainName(t) {
-		return fmt.Errorf("%w: descriptor %s: title %q is not a plain file name", ErrMalformed, d.Digest.Short(), t)
+		return fmt.Errorf("%w: descriptor %s: title %q is not a plain file name", ErrName, d.Digest.Short(), t)
 	}
 	return checkAnnotations(d.Annotations)
 }
@@ -163,7 +167,7 @@ func scan(dec *json.Decoder, depth int) error {
 			// Upper case first: encoding/json takes the long s for an s, and the
 			// sign of the kelvin for a k.
 			if folded := strings.ToLower(strings.ToUpper(name)); seen[folded] {
-				return fmt.Errorf("key %.40q twice", name)
+				return fmt.Errorf("%w: key %.40q", ErrTwice, name)
 			} else {
 				seen[folded] = true
 			}

@@ -56,7 +56,7 @@ func ParseIndex(b []byte) (*Index, error) {
 			return nil, fmt.Errorf("read index: manifest %d: %w", i, err)
 		}
 		if seen[t.String()] {
-			return nil, fmt.Errorf("read index: %w: target %s twice", ErrMalformed, t)
+			return nil, fmt.Errorf("read index: %w: target %s", ErrTwice, t)
 		}
 		seen[t.String()] = true
 	}
@@ -95,7 +95,7 @@ func ParseManifest(b []byte) (*Manifest, error) {
 		}
 		// Two files of one name, in any case, would overwrite each other on some file systems.
 		if t := strings.ToLower(d.Title()); t != "" && titles[t] {
-			return nil, fmt.Errorf("read manifest: %w: file %q twice", ErrMalformed, d.Title())
+			return nil, fmt.Errorf("read manifest: %w: file %q", ErrTwice, d.Title())
 		} else {
 			titles[t] = true
 		}
@@ -171,13 +171,16 @@ type Release struct {
 func (ix *Index) Release() (Release, error) {
 	a := ix.Annotations
 	r := Release{Name: a[AnnName], Version: a[AnnVersion], Model: a[AnnModel]}
+	if !plainName(r.Name) || !plainName(r.Version) {
+		return Release{}, fmt.Errorf("read release: %w: %.60q, version %.60q", ErrName, r.Name, r.Version)
+	}
 	bad := func(key, why string) (Release, error) {
 		return Release{}, fmt.Errorf("read release: %w: annotation %s %.60q: %s", ErrMalformed, key, a[key], why)
 	}
-	if !plainName(r.Name) || r.Name == "" {
+	if r.Name == "" {
 		return bad(AnnName, "want a plain name")
 	}
-	if !plainName(r.Version) || r.Version == "" {
+	if r.Version == "" {
 		return bad(AnnVersion, "want a plain version")
 	}
 	var err error

@@ -16,6 +16,19 @@ const (
 	ClassEndless      = "endless-data"                // longer than signed or allowed
 	ClassMalformed    = "malformed"                   // not metadata of the expected kind
 	ClassRootWalk     = "endless-root-rotation"       // more root rotations than allowed at once
+
+	// Of what a release is made of.
+	ClassSlow          = "slow-retrieval"     // bytes came too slowly to be of use
+	ClassWithheld      = "withheld"           // what is signed is not given
+	ClassWrongHardware = "wrong-hardware"     // nothing in it is for this device
+	ClassWrongSoftware = "wrong-software"     // it is another release than the one named
+	ClassPath          = "path-traversal"     // a name that is not a plain file name
+	ClassTwice         = "duplicate-name"     // one name or key stands for two things
+	ClassBomb          = "decompression-bomb" // a patch holds more than it says
+	ClassWrongBase     = "wrong-base"         // a patch is for something else
+	ClassBadPatch      = "bad-patch"          // a patch that is none, or makes something else
+	ClassBadIndex      = "bad-chunk-index"    // an index that does not cover its file
+	ClassTampered      = "tampered-files"     // staged files changed after they were checked
 )
 
 // Attack is a refusal. What was refused has changed nothing.

@@ -18,6 +18,7 @@ import (
 // account of it.
 type bringer struct {
 	x         *Executor
+	release   ota.Digest // that is brought
 	have      []chunk.Installed
 	layers    map[ota.Digest]manifest.Descriptor // of what is installed
 	indexed   bool                               // have carries indexes
@@ -26,8 +27,8 @@ type bringer struct {
 }
 
 // newBringer looks at what is installed. What cannot be read is not used.
-func (x *Executor) newBringer(ctx context.Context) *bringer {
-	b := &bringer{x: x, layers: map[ota.Digest]manifest.Descriptor{}}
+func (x *Executor) newBringer(ctx context.Context, release ota.Digest) *bringer {
+	b := &bringer{x: x, release: release, layers: map[ota.Digest]manifest.Descriptor{}}
 	s := x.State.Get()
 	for _, i := range []*state.Install{s.Current, s.Previous} {
 		if i == nil {
@@ -73,6 +74,7 @@ func (b *bringer) layer(ctx context.Context, l manifest.Descriptor) error {
 		if ctx.Err() != nil || errors.Is(err, slot.ErrDiskFull) || n == len(choices)-1 {
 			return err
 		}
+		x.suspect(b.release, err)
 		x.Logger.Warn("a cheaper way did not bring the blob", "blob", l.Digest.Short(), "way", c.String(), "error", err)
 	}
 	return nil
@@ -118,6 +120,7 @@ func (b *bringer) plan(ctx context.Context, l manifest.Descriptor) ([]chunk.Choi
 		if ctx.Err() != nil || errors.Is(err, slot.ErrDiskFull) {
 			return nil, nil, err
 		}
+		x.suspect(b.release, err)
 		x.Logger.Warn("the chunk index is of no use", "blob", l.Digest.Short(), "error", err)
 		return choices, nil, nil
 	}

@@ -70,6 +70,8 @@ type Config struct {
 	Observe func(slot.Entry)
 	// Proven is told whether the golden set was answered rightly.
 	Proven func(i *state.Install, ok bool)
+	// Refused is told of what looks like an attack, by its class.
+	Refused func(class string, release ota.Digest, message string)
 	// Waiting is told why a download waits for the network, nil once it goes on.
 	Waiting func(err error)
 	// Tend is called every TendEvery while a step runs that leaves the runtime
@@ -101,6 +103,9 @@ func NewExecutor(c Config) *Executor {
 	}
 	if c.Proven == nil {
 		c.Proven = func(*state.Install, bool) {}
+	}
+	if c.Refused == nil {
+		c.Refused = func(string, ota.Digest, string) {}
 	}
 	if c.Waiting == nil {
 		c.Waiting = func(error) {}
@@ -290,6 +295,7 @@ func (x *Executor) run(stop context.Context) error {
 		case errors.Is(context.Cause(ctx), ErrSuperseded):
 			return x.fail(stop, ota.Superseded, s.step, ErrSuperseded.Error())
 		}
+		x.suspect(a.install.Release, err)
 		return x.fail(stop, classOf(err), s.step, oneLine(err))
 	}
 	return nil

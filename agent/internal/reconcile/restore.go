@@ -124,6 +124,12 @@ func (x *Executor) tended(do doFunc) doFunc {
 func (x *Executor) bringUp(ctx context.Context, i *state.Install, params map[string]string) error {
 	w := i.Workload(x.Files, params)
 	fresh := !x.loaded(ctx, w.ID)
+	if fresh {
+		if err := x.intact(ctx, i); err != nil {
+			x.suspect(i.Release, err)
+			return err
+		}
+	}
 	err := x.load(ctx, w)
 	if errors.Is(err, runtime.ErrNoCapacity) {
 		if err := x.unloadOthers(ctx, w.ID); err != nil {

@@ -116,7 +116,7 @@ func (x *Executor) doFetch(ctx context.Context, a *attempt) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	b := x.newBringer(ctx)
+	b := x.newBringer(ctx, a.install.Release)
 	b.predicted = x.Fetch.BytesFetched() - before // index and manifest
 	for _, l := range c.layers {
 		if err := b.layer(ctx, l); err != nil {
@@ -201,10 +201,10 @@ func (x *Executor) doVerify(ctx context.Context, a *attempt) (string, error) {
 		return "", err
 	}
 	if c.release.Counter != i.Counter {
-		return "", fmt.Errorf("%w: the index says counter %d, the desired state %d", ErrRejected, c.release.Counter, i.Counter)
+		return "", fmt.Errorf("%w: the index says counter %d, the desired state %d", ErrOther, c.release.Counter, i.Counter)
 	}
 	if want := "releases/" + c.release.Name + "/" + c.release.Version; i.TUFTarget != want {
-		return "", fmt.Errorf("%w: the index is of %s, the desired state names %s", ErrRejected, want, i.TUFTarget)
+		return "", fmt.Errorf("%w: the index is of %s, the desired state names %s", ErrOther, want, i.TUFTarget)
 	}
 	for _, d := range c.blobs {
 		if err := x.Blobs.Verify(ctx, d); err != nil {
@@ -248,13 +248,7 @@ func (x *Executor) doStage(ctx context.Context, a *attempt) (string, error) {
 // stage lays the named files of a release out. The folder counts only with its
 // last file, which is written when all others are durable.
 func (x *Executor) stage(ctx context.Context, i *state.Install, c *contents) error {
-	want := staged{Files: map[string]ota.Digest{}}
-	for _, l := range c.layers {
-		if t := l.Title(); t != "" {
-			want.Files[t] = l.Digest
-		}
-	}
-	dir := i.Dir()
+	want, dir := c.staged(), i.Dir()
 	if x.stagedWhole(ctx, dir, want) {
 		return nil
 	}
@@ -341,6 +335,9 @@ func (x *Executor) doBuild(_ context.Context, a *attempt) (string, error) {
 
 func (x *Executor) doLoad(ctx context.Context, a *attempt) (string, error) {
 	w := a.install.Workload(x.Files, a.params)
+	if err := x.intact(ctx, &a.install); err != nil {
+		return "", err
+	}
 	err := x.load(ctx, w)
 	note := ""
 	if errors.Is(err, runtime.ErrNoCapacity) {
@@ -357,7 +354,7 @@ func (x *Executor) doLoad(ctx context.Context, a *attempt) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("load %s: %w", a.install.ModelFile, err)
 	}
-	return note, nil
+	return note, x.intact(ctx, &a.install)
 }
 
 func (x *Executor) load(ctx context.Context, w runtime.Workload) error {

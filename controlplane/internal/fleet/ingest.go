@@ -16,6 +16,10 @@ import (
 // about one misbehaving device; the rest is only counted.
 const noiseLimit = 20
 
+// redelivered is how far back a report may lie that the link gives twice: a
+// device sends one at a time.
+const redelivered = 4
+
 // Admit says whether a device may open a session now.
 func (f *Fleet) Admit(tenant, device string) error {
 	tw := f.find(tenant, device)
@@ -253,15 +257,19 @@ func (f *Fleet) report(ctx context.Context, tw *twin, msg []byte) error {
 	}
 	now := f.cfg.Now()
 	tw.mu.Lock()
-	if r.Counter == tw.reportCounter || r.Counter < tw.reportCounter && tw.seen.has(r.ID) {
+	if r.Counter <= tw.reportCounter && tw.reportCounter-r.Counter <= redelivered && tw.seen.has(r.ID) {
 		tw.mu.Unlock()
 		f.metrics.dropped.WithLabelValues("repeat").Inc()
 		return nil
 	}
-	if have := tw.reportCounter; r.Counter < have {
+	if have := tw.reportCounter; r.Counter <= have && have > 0 {
 		tw.mu.Unlock()
 		f.metrics.dropped.WithLabelValues("replayed-report").Inc()
-		return f.Noticed(ctx, tenant, device, "refused", fmt.Sprintf("report: counter %d was overtaken by %d", r.Counter, have), "replay")
+		what := fmt.Sprintf("report: counter %d was overtaken by %d", r.Counter, have)
+		if r.Counter == have {
+			what = fmt.Sprintf("report: counter %d comes again in another report: somebody else has the device's key", have)
+		}
+		return f.Noticed(ctx, tenant, device, "refused", what, "replay")
 	}
 	tw.seen.add(r.ID)
 	tw.reportCounter = r.Counter
