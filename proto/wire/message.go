@@ -195,6 +195,14 @@ type Reported struct {
 	HighestCounter uint64 `cbor:"12,keyasint,omitempty"`
 	// Bytes fetched for the last update, repeats included.
 	BytesFetched int64 `cbor:"13,keyasint,omitempty"`
+	// Sources say how many of them came by which way, sorted by name.
+	Sources []SourceBytes `cbor:"14,keyasint,omitempty"`
+}
+
+// SourceBytes says what one way to blobs brought: peer, https, mqtt, child.
+type SourceBytes struct {
+	Name  string `cbor:"1,keyasint"`
+	Bytes int64  `cbor:"2,keyasint"`
 }
 
 // Telemetry is the payload of up/telemetry: one block, format in telemetry/block.

@@ -32,10 +32,15 @@ func vectors() map[string]any {
 			FailureClass: "FAILED", Failure: "golden set: 2 of 32 labels agree", FailedRelease: sum,
 			Conditions:   []Condition{{Name: "disk-full", Severity: 3, Message: "3 MiB left", Since: 1700000000000}},
 			Journal:      []StepEntry{{Step: "prove", State: StepFailed, Release: sum, Message: "m", Time: 1700000000000}},
-			ParamsDigest: sum, Target: "linux/amd64;ort=1", HighestCounter: 4, BytesFetched: 5}},
+			ParamsDigest: sum, Target: "linux/amd64;ort=1", HighestCounter: 4, BytesFetched: 5,
+			Sources: []SourceBytes{{Name: "mqtt", Bytes: 5}}}},
 		"telemetry": &Telemetry{ID: id, Block: []byte{1, 2, 3}},
 		"event":     &Event{ID: id, Time: 1700000000000, Kind: "refused", Message: "m", Release: sum, Step: "verify", Attack: "rollback"},
-		"cmd":       &Cmd{Device: "aaaaaaaaaaaaaaaaaaaaaaaaaa", Counter: 5, ExpiresAt: 1700000000, Kind: CmdWatch, Seconds: 300},
+		"get": &Get{ID: id, Stream: 9, Digest: sum, Name: "timestamp.json", Offset: 4096, Length: 1 << 20, Block: 16384, Run: 4, Seq: 3, Base: 17,
+			Wanted: []byte{0x05}, Stop: true},
+		"chunk": &Chunk{Stream: 9, Seq: 3, First: 17, Data: []byte{1, 2, 3}, Size: 2 << 20, Tag: []byte{1, 2, 3, 4, 5, 6, 7, 8}, Refused: RefusedBusy,
+			Message: "m", Wait: 1000},
+		"cmd": &Cmd{Device: "aaaaaaaaaaaaaaaaaaaaaaaaaa", Counter: 5, ExpiresAt: 1700000000, Kind: CmdWatch, Seconds: 300},
 	}
 }
 
