@@ -78,6 +78,8 @@ type Desired struct {
 	RollbackAllowed bool `cbor:"8,keyasint,omitempty"`
 	// Rollout names the rollout that asked for it, for reports.
 	Rollout string `cbor:"9,keyasint,omitempty"`
+	// Policy is absent when nothing restrains downloads and applies.
+	Policy *Policy `cbor:"10,keyasint,omitempty"`
 }
 
 // ReleaseRef names a release as listed in the TUF targets: all fields must
@@ -197,6 +199,8 @@ type Reported struct {
 	BytesFetched int64 `cbor:"13,keyasint,omitempty"`
 	// Sources say how many of them came by which way, sorted by name.
 	Sources []SourceBytes `cbor:"14,keyasint,omitempty"`
+	// Policy is absent while no policy restrains the device.
+	Policy *PolicyState `cbor:"17,keyasint,omitempty"`
 }
 
 // SourceBytes says what one way to blobs brought: peer, https, mqtt, child.

@@ -17,7 +17,8 @@ import (
 // CapabilityVersion is what this side of the link can do. History:
 //
 //	1 (2026-11-24): first version.
-//	2 (2026-11-24): blobs and trust metadata by up/get and down/chunk.
+//	2 (2026-11-24): blobs and trust metadata by up/get and down/chunk; policies
+//	in desired states are kept to.
 const CapabilityVersion = 2
 
 // Limits of a message; a larger one is refused by both sides and by the broker.
