@@ -28,7 +28,8 @@ func (e *FieldError) Error() string {
 
 // Decode reads the JSON form of a Spec. It refuses unknown fields, fields given
 // twice, null and values of the wrong kind, each with its path. The result is
-// as written: call Validate on it, and Normalize to see the defaults.
+// as written: call Validate on it, and Normalize to see the defaults. An empty
+// list or map says nothing and is the same as a field left out.
 func Decode(b []byte) (Spec, error) {
 	var s Spec
 	if len(b) > MaxSpecBytes {
@@ -70,11 +71,13 @@ func decodeValue(path string, raw json.RawMessage, v reflect.Value) error {
 	case reflect.Slice:
 		return decodeSlice(path, raw, v)
 	case reflect.Map:
-		v.Set(reflect.MakeMap(v.Type()))
 		return decodeObject(path, raw, func(key, at string, raw json.RawMessage) error {
 			e := reflect.New(v.Type().Elem()).Elem()
 			if err := decodeValue(at, raw, e); err != nil {
 				return err
+			}
+			if v.IsNil() {
+				v.Set(reflect.MakeMap(v.Type()))
 			}
 			v.SetMapIndex(reflect.ValueOf(key).Convert(v.Type().Key()), e)
 			return nil
@@ -102,6 +105,9 @@ func decodeSlice(path string, raw json.RawMessage, v reflect.Value) error {
 	var items []json.RawMessage
 	if err := json.Unmarshal(raw, &items); err != nil {
 		return &FieldError{path, "want a list"}
+	}
+	if len(items) == 0 {
+		return nil
 	}
 	v.Set(reflect.MakeSlice(v.Type(), len(items), len(items)))
 	for i, item := range items {

@@ -276,12 +276,36 @@ func TestClockStandsStillInPauses(t *testing.T) {
 	}
 }
 
+func TestEmptyIsLeftOut(t *testing.T) {
+	for in, want := range map[string]string{
+		`{"release": "r", "retry": {"perFailure": {}}}`:              `{"release":"r"}`,
+		`{"release": "r", "waves": []}`:                              `{"release":"r"}`,
+		`{"release": "r", "waves": [{"gate": {"abort": []}}]}`:       `{"release":"r","waves":[{"name":""}]}`,
+		`{"release": "r", "waves": [{"budget": {"groupBy": []}}]}`:   `{"release":"r","waves":[{"name":""}]}`,
+		`{"release": "r", "retry": {"perFailure": {"rejected": 2}}}`: `{"release":"r","retry":{"perFailure":{"rejected":2}}}`,
+		`{"release": "r", "waves": [{"gate": {"success": {}}}]}`:     `{"release":"r","waves":[{"name":"","gate":{"success":{"minPct":0}}}]}`,
+	} {
+		s, err := Decode([]byte(in))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := json.Marshal(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(b) != want {
+			t.Errorf("%s: written back as %s, want %s", in, b, want)
+		}
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(full))
 	def, _ := json.Marshal(Default(v2))
 	f.Add(def)
 	f.Add([]byte(`{"waves": [{"limit": "25%"}], "schedule": {"x": [1, {}]}}`))
 	f.Add([]byte(`{"retry": {"perFailure": {"FAILED": 1}}, "rollbackTo": ""}`))
+	f.Add([]byte(`{"retry": {"perFailure": {}}, "waves": [{"gate": {"abort": []}, "budget": {"groupBy": []}}]}`))
 	fleet := devices(6)
 	f.Fuzz(func(t *testing.T, in []byte) {
 		s, err := Decode(in)
