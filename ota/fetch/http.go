@@ -132,10 +132,10 @@ func retryAfter(h string) time.Duration {
 // MaxMetadata bounds one file of trust metadata.
 const MaxMetadata = 5 << 20
 
-// A file of metadata is given up without a byte for metadataStall, and after
+// A file of metadata is given up without a byte for MetadataStall, and after
 // metadataTime in any case: the caller holds up updates until it has it.
 const (
-	metadataStall = 30 * time.Second
+	MetadataStall = 30 * time.Second
 	metadataTime  = 10 * time.Minute
 )
 
@@ -148,9 +148,9 @@ func HTTPMetadata(client *http.Client, baseURL string) func(ctx context.Context,
 		defer cancel(nil)
 		whole := time.AfterFunc(metadataTime, func() { cancel(fmt.Errorf("%w: %s is not here after %s", ErrSlow, name, metadataTime)) })
 		defer whole.Stop()
-		stall := time.AfterFunc(metadataStall, func() { cancel(fmt.Errorf("%w: no byte of %s for %s", ErrSlow, name, metadataStall)) })
+		stall := time.AfterFunc(MetadataStall, func() { cancel(fmt.Errorf("%w: no byte of %s for %s", ErrSlow, name, MetadataStall)) })
 		defer stall.Stop()
-		b, err := getMetadata(ctx, client, base+"/tuf/"+url.PathEscape(name), func() { stall.Reset(metadataStall) })
+		b, err := getMetadata(ctx, client, base+"/tuf/"+url.PathEscape(name), func() { stall.Reset(MetadataStall) })
 		if err != nil {
 			return nil, fmt.Errorf("ask for %s: %w", name, because(ctx, err))
 		}
