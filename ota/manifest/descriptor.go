@@ -38,6 +38,7 @@ const (
 	AnnSoak         = "dev.skein.soak"
 	AnnParameters   = "dev.skein.parameters"
 	AnnTarget       = "dev.skein.target"
+	AnnRecipe       = "dev.skein.recipe"  // digest of what made it, when nobody's hand did
 	AnnChunks       = "dev.skein.chunks"  // of a layer: its chunk index
 	AnnPatches      = "dev.skein.patches" // of a layer: ways to make it from an older one
 	AnnTitle        = "org.opencontainers.image.title"
@@ -181,3 +182,7 @@ func scan(dec *json.Decoder, depth int) error {
 	_, err = dec.Token() // the closing delimiter
 	return err
 }
+
+// Decode reads one JSON value from outside as the parsers here do, for other
+// documents that travel with a release.
+func Decode(b []byte, limit int, v any) error { return decode(b, limit, v) }

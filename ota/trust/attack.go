@@ -17,6 +17,9 @@ const (
 	ClassMalformed    = "malformed"                   // not metadata of the expected kind
 	ClassRootWalk     = "endless-root-rotation"       // more root rotations than allowed at once
 
+	// ClassUnauthorised is of what an auto role lists and its policy does not allow.
+	ClassUnauthorised = "unauthorised-content"
+
 	// Of what a release is made of.
 	ClassSlow          = "slow-retrieval"     // bytes came too slowly to be of use
 	ClassWithheld      = "withheld"           // what is signed is not given

@@ -14,6 +14,10 @@ type TargetInfo struct {
 	Length int64
 	Digest ota.Digest
 	Custom TargetCustom
+	// Role is the delegated role that lists it, "" for the top level.
+	Role string
+	// Policy bounds what it may be, when an auto role stands on the way to Role.
+	Policy *AutoPolicy
 }
 
 // TargetCustom is the part of a TUF target that is ours; all of it is signed.
@@ -22,6 +26,8 @@ type TargetCustom struct {
 	Counter uint64 `json:"counter,omitzero"`
 	// Keys are public keys in SPKI DER, of director.json.
 	Keys [][]byte `json:"keys,omitempty"`
+	// Policy is what a person signed for a model, of policies/MODEL.json.
+	Policy *AutoPolicy `json:"policy,omitempty"`
 }
 
 // CheckDesired decides whether device may act on d, whose signature was
