@@ -37,6 +37,7 @@ type server struct {
 	senders map[uint64]*stream.Sender
 	gets    int
 	stops   int
+	due     time.Time // of the newest answer
 	wg      sync.WaitGroup
 }
 
@@ -123,7 +124,11 @@ func (s *server) send(c *wire.Chunk) {
 	if s.down || s.rng.Float64() < s.lose {
 		return
 	}
-	time.AfterFunc(s.delay, func() { s.src.Message(b) })
+	if at := time.Now().Add(s.delay); at.After(s.due) {
+		s.due = at
+	}
+	s.due = s.due.Add(10 * time.Microsecond) // a link keeps the order
+	time.AfterFunc(time.Until(s.due), func() { s.src.Message(b) })
 }
 
 func (s *server) link(up bool) {
