@@ -36,6 +36,8 @@ type Config struct {
 	// Resend is the pause between two sendings of the same desired state to a
 	// device that does not take it; 0 means 30 s.
 	Resend time.Duration `json:"-"`
+	// Now is the server's clock, for tests and simulations; nil is time.Now.
+	Now func() time.Time `json:"-"`
 	// Version is shown to people.
 	Version string `json:"-"`
 }

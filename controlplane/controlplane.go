@@ -28,6 +28,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/enroll"
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
 	"github.com/skein-fleet/skein/controlplane/internal/pki"
+	"github.com/skein-fleet/skein/controlplane/internal/registry"
 	"github.com/skein-fleet/skein/controlplane/internal/release"
 	"github.com/skein-fleet/skein/controlplane/internal/series"
 	"github.com/skein-fleet/skein/controlplane/internal/store"
@@ -57,6 +58,7 @@ type Server struct {
 	// Parts, in the order in which they know each other.
 	blobs   *blobs.Server
 	catalog *release.Catalog
+	images  *registry.Registry
 	series  *series.Store
 	fleet   *fleet.Fleet
 	rollout *conductor.Conductor
@@ -81,6 +83,9 @@ func New(cfg Config, logger *slog.Logger) (*Server, error) {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
 	s := &Server{cfg: cfg, logger: logger, registry: prometheus.NewRegistry(), now: time.Now, ready: make(chan struct{})}
+	if cfg.Now != nil {
+		s.now = cfg.Now
+	}
 	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	ctx := context.Background()
 	for _, step := range []func(context.Context) error{s.openState, s.wireParts, s.loadParts} {
@@ -110,7 +115,11 @@ func (s *Server) wireParts(context.Context) (err error) {
 		return err
 	}
 	s.blobs = blobs.New(blobs.Options{Files: s.blobDir, Store: blobStore, Adopt: deltas.Adopt, Manifests: manifests{s}, Logger: s.logger})
-	s.catalog, err = release.New(release.Config{Store: s.db, Blobs: blobStore, Repository: s.trust, Deltas: deltas, Targets: s.targets, Logger: s.logger})
+	s.catalog, err = release.New(release.Config{Store: s.db, Blobs: blobStore, Repository: s.trust, Deltas: deltas, Targets: s.targets, Logger: s.logger, Now: s.now})
+	if err != nil {
+		return err
+	}
+	s.images, err = registry.New(registry.Options{Store: s.db, Blobs: s.blobs, Releases: s.catalog, Tenant: store.DefaultTenant, Logger: s.logger})
 	if err != nil {
 		return err
 	}
@@ -119,11 +128,11 @@ func (s *Server) wireParts(context.Context) (err error) {
 		return err
 	}
 	s.fleet, err = fleet.New(fleet.Config{Store: s.db, Releases: s.catalog, Telemetry: s.series, Director: signer{director}, Vault: v,
-		Logger: s.logger, Registry: s.registry, Resend: s.cfg.Resend})
+		Logger: s.logger, Registry: s.registry, Resend: s.cfg.Resend, Now: s.now})
 	if err != nil {
 		return err
 	}
-	s.rollout, err = conductor.New(conductor.Config{Store: s.db, Fleet: s.fleet, Releases: s.catalog, Measures: s.series, Logger: s.logger})
+	s.rollout, err = conductor.New(conductor.Config{Store: s.db, Fleet: s.fleet, Releases: s.catalog, Measures: s.series, Logger: s.logger, Now: s.now})
 	if err != nil {
 		return err
 	}

@@ -97,7 +97,7 @@ func (s *Server) people() http.Handler {
 // mountApps adds what stands above the fleet: artifacts, releases, rollouts, series.
 func (s *Server) mountApps(mux *http.ServeMux) {
 	rpc.MountApps(mux, rpc.AppDeps{Catalog: s.catalog, Conductor: s.rollout, Fleet: s.fleet, Guard: s.guard, Logger: s.logger})
-	mux.Handle("/v2/", s.guard.Protect(auth.Viewer, auth.Operator, defaultTenant(s.blobs.People())))
+	mux.Handle("/v2/", s.guard.Protect(auth.Viewer, auth.Operator, defaultTenant(s.images)))
 	mux.Handle("/api/v1/", s.guard.Protect(auth.Viewer, auth.Viewer, defaultTenant(s.series.Handler())))
 }
 

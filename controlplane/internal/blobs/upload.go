@@ -83,7 +83,7 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	if text := q.Get("mount"); text != "" {
 		if d, err := ota.ParseDigest(text); err == nil && s.store.Has(d) {
-			created(w, d)
+			s.created(w, r, d)
 			return
 		}
 	}
@@ -93,14 +93,14 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request) {
 		err = f.Close()
 	}
 	if err != nil {
-		s.uploadError(w, id, fmt.Errorf("begin an upload: %w", err))
+		s.uploadError(w, r, id, fmt.Errorf("begin an upload: %w", err))
 		return
 	}
 	if q.Get("digest") != "" {
 		s.finish(w, r, id)
 		return
 	}
-	s.accepted(w, id, 0, http.StatusAccepted)
+	s.accepted(w, r, id, 0, http.StatusAccepted)
 }
 
 func randomID() []byte {
@@ -109,16 +109,24 @@ func randomID() []byte {
 	return b
 }
 
-func created(w http.ResponseWriter, d ota.Digest) {
-	w.Header().Set("Location", "/v2/"+repository+"/blobs/"+string(d))
+// created answers for a blob that is here.
+func (s *Server) created(w http.ResponseWriter, r *http.Request, d ota.Digest) {
+	door := doorOf(r)
+	if door.Done != nil {
+		if err := door.Done(r.Context(), d); err != nil {
+			s.broken(w, "finish an upload", err)
+			return
+		}
+	}
+	w.Header().Set("Location", "/v2/"+door.Repo+"/blobs/"+string(d))
 	w.Header().Set("Docker-Content-Digest", string(d))
 	w.WriteHeader(http.StatusCreated)
 }
 
 // accepted says where an upload stands.
-func (s *Server) accepted(w http.ResponseWriter, id string, size int64, status int) {
+func (s *Server) accepted(w http.ResponseWriter, r *http.Request, id string, size int64, status int) {
 	h := w.Header()
-	h.Set("Location", "/v2/"+repository+"/blobs/uploads/"+id)
+	h.Set("Location", "/v2/"+doorOf(r).Repo+"/blobs/uploads/"+id)
 	h.Set("Range", rangeText(size))
 	h.Set("Docker-Upload-UUID", id)
 	h.Set("OCI-Chunk-Min-Length", "0")
@@ -145,16 +153,16 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
 	n, err := s.size(id)
 	if err != nil {
-		s.uploadError(w, id, err)
+		s.uploadError(w, r, id, err)
 		return
 	}
-	s.accepted(w, id, n, http.StatusNoContent)
+	s.accepted(w, r, id, n, http.StatusNoContent)
 }
 
 func (s *Server) cancel(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
 	if _, err := s.size(id); err != nil {
-		s.uploadError(w, id, err)
+		s.uploadError(w, r, id, err)
 		return
 	}
 	release, err := s.sessions.take(r.Context(), id, func() {})
@@ -163,7 +171,7 @@ func (s *Server) cancel(w http.ResponseWriter, r *http.Request) {
 	}
 	defer release()
 	if err := s.opts.Files.Remove(uploadName(id)); err != nil {
-		s.uploadError(w, id, err)
+		s.uploadError(w, r, id, err)
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -173,10 +181,10 @@ func (s *Server) patch(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
 	n, err := s.receive(w, r, id)
 	if err != nil {
-		s.uploadError(w, id, err)
+		s.uploadError(w, r, id, err)
 		return
 	}
-	s.accepted(w, id, n, http.StatusAccepted)
+	s.accepted(w, r, id, n, http.StatusAccepted)
 }
 
 func (s *Server) put(w http.ResponseWriter, r *http.Request) {
@@ -194,11 +202,11 @@ func (s *Server) finish(w http.ResponseWriter, r *http.Request, id string) {
 		return
 	}
 	if _, err := s.size(id); errors.Is(err, fs.ErrNotExist) && s.store.Has(d) {
-		created(w, d) // finished before, and the answer was lost
+		s.created(w, r, d) // finished before, and the answer was lost
 		return
 	}
 	if _, err := s.receive(w, r, id); err != nil {
-		s.uploadError(w, id, err)
+		s.uploadError(w, r, id, err)
 		return
 	}
 	release, err := s.sessions.take(r.Context(), id, func() {})
@@ -207,10 +215,10 @@ func (s *Server) finish(w http.ResponseWriter, r *http.Request, id string) {
 	}
 	defer release()
 	if _, err := s.opts.Adopt(r.Context(), uploadName(id), d); err != nil {
-		s.uploadError(w, id, err)
+		s.uploadError(w, r, id, err)
 		return
 	}
-	created(w, d)
+	s.created(w, r, d)
 }
 
 // receive appends the body to an upload and returns its new size.
@@ -351,11 +359,11 @@ func appendBody(f slot.AppendFile, r io.Reader, limit int64) (n int64, err error
 
 // uploadError answers for an upload that could not go on, and says where it
 // stands.
-func (s *Server) uploadError(w http.ResponseWriter, id string, err error) {
+func (s *Server) uploadError(w http.ResponseWriter, r *http.Request, id string, err error) {
 	have, sizeErr := s.size(id)
 	if sizeErr == nil {
 		w.Header().Set("Range", rangeText(have))
-		w.Header().Set("Location", "/v2/"+repository+"/blobs/uploads/"+id)
+		w.Header().Set("Location", "/v2/"+doorOf(r).Repo+"/blobs/uploads/"+id)
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
