@@ -23,6 +23,8 @@ type Build struct {
 	Engines map[string]Descriptor
 	// Extra layers go to every target, after the model, for example labels.
 	Extra []Descriptor
+	// Mirrors of layers, by their digest.
+	Mirrors map[ota.Digest][]string
 	// Savings of layers, by their digest.
 	Savings map[ota.Digest]Savings
 }
@@ -84,6 +86,7 @@ func (b Build) writeManifest(ctx context.Context, put Put, t ota.Target) (Descri
 	}
 	layers = append(layers, b.Extra...)
 	for i, l := range layers {
+		l.URLs = b.Mirrors[l.Digest]
 		var err error
 		if layers[i], err = b.Savings[l.Digest].annotate(l); err != nil {
 			return Descriptor{}, err

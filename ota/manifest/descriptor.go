@@ -13,6 +13,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/skein-fleet/skein/ota"
@@ -67,12 +69,14 @@ var (
 
 // Descriptor names a blob, as in OCI.
 type Descriptor struct {
-	MediaType    string            `json:"mediaType"`
-	ArtifactType string            `json:"artifactType,omitempty"`
-	Digest       ota.Digest        `json:"digest"`
-	Size         int64             `json:"size"`
-	Platform     *Platform         `json:"platform,omitempty"`
-	Annotations  map[string]string `json:"annotations,omitempty"`
+	MediaType    string     `json:"mediaType"`
+	ArtifactType string     `json:"artifactType,omitempty"`
+	Digest       ota.Digest `json:"digest"`
+	Size         int64      `json:"size"`
+	// URLs are sources outside Skein, its mirrors, in the form of skein-fetch.
+	URLs        []string          `json:"urls,omitempty"`
+	Platform    *Platform         `json:"platform,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
 // Platform is the OCI platform of a manifest; the whole target is in the
@@ -99,7 +103,39 @@ func (d Descriptor) Validate() error {
 	if t := d.Title(); t != "" && !plainName(t) {
 		return fmt.Errorf("%w: descriptor %s: title %q is not a plain file name", ErrName, d.Digest.Short(), t)
 	}
+	if err := CheckMirrors(d.URLs); err != nil {
+		return fmt.Errorf("descriptor %s: %w", d.Digest.Short(), err)
+	}
 	return checkAnnotations(d.Annotations)
+}
+
+// Limits of mirrors.
+const (
+	MaxMirrors = 8
+	maxMirror  = 2048
+)
+
+// CheckMirrors checks sources outside Skein: http or https, behind s3::, gcs::
+// or git:: where it is one of these. A release is public to all its devices, so
+// none may carry a secret.
+func CheckMirrors(urls []string) error {
+	if len(urls) > MaxMirrors {
+		return fmt.Errorf("%w: %d mirrors, limit %d", ErrMalformed, len(urls), MaxMirrors)
+	}
+	for _, text := range urls {
+		kind, rest, forced := strings.Cut(text, "::")
+		if !forced {
+			kind, rest = "", text
+		}
+		u, err := url.Parse(rest)
+		switch {
+		case len(text) > maxMirror || err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || !slices.Contains([]string{"", "s3", "gcs", "git"}, kind):
+			return fmt.Errorf("%w: mirror %.100q: want https://, s3::https://, gcs::https:// or git::https:// and at most %d bytes", ErrMalformed, text, maxMirror)
+		case u.User != nil || u.Query().Has("aws_access_key_id") || u.Query().Has("aws_access_key_secret") || u.Query().Has("sshkey"):
+			return fmt.Errorf("%w: mirror at %s carries a secret, and every device of the release would read it: give the devices credentials of their own", ErrMalformed, u.Host)
+		}
+	}
+	return nil
 }
 
 // plainName reports whether s can be a file name and nothing else.

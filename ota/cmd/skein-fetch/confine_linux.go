@@ -47,8 +47,8 @@ func confine(dir, ca string, u *url.URL, limit int64) (bool, error) {
 	}
 	for _, f := range []string{ca, os.Getenv("SSL_CERT_FILE"), os.Getenv("GOOGLE_APPLICATION_CREDENTIALS"), os.Getenv("AWS_SHARED_CREDENTIALS_FILE"),
 		filepath.Join(home(), ".aws", "credentials"), filepath.Join(home(), ".aws", "config")} {
-		if f != "" {
-			rules = append(rules, landlock.ROFiles(f).IgnoreIfMissing())
+		if f != "" && unix.Access(f, unix.R_OK) == nil {
+			rules = append(rules, landlock.ROFiles(f))
 		}
 	}
 	if abi >= 4 {
