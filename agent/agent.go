@@ -22,6 +22,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/skein-fleet/skein/agent/internal/budget"
 	"github.com/skein-fleet/skein/agent/internal/health"
 	"github.com/skein-fleet/skein/agent/internal/host"
 	"github.com/skein-fleet/skein/agent/internal/link"
@@ -50,6 +51,9 @@ type Host interface {
 	Readings(ctx context.Context) ([]telemetry.Reading, error)
 	// DiskFree returns the free bytes where Files are.
 	DiskFree() (int64, error)
+	// DefaultInterface names the network interface of the default route, empty
+	// when there is none.
+	DefaultInterface() (string, error)
 }
 
 // Options are what an Agent is made of. Host, Runtime and Files are required.
@@ -82,6 +86,8 @@ type Options struct {
 	// certainly passed, such as the build's.
 	Now   func() time.Time
 	Floor time.Time
+	// Zone is where the device stands, for windows and budgets; nil is time.Local.
+	Zone *time.Location
 	// Version of the agent, for hello.
 	Version string
 
@@ -133,6 +139,7 @@ type Agent struct {
 	trust    *trust.Client
 	blobs    *blob.Store
 	fetcher  *fetch.Fetcher
+	budget   *budget.Gate
 	exec     *reconcile.Executor
 	board    *health.Board
 
@@ -191,6 +198,9 @@ func withDefaults(o Options) Options {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.Zone == nil {
+		o.Zone = time.Local
+	}
 	if o.Heartbeat <= 0 || o.Heartbeat > maxHeartbeat {
 		o.Heartbeat = maxHeartbeat
 	}
@@ -228,13 +238,16 @@ func (a *Agent) open() (err error) {
 		return err
 	}
 	a.counter = state.NewCounter(a.state, a.now)
+	if err := a.openBudget(); err != nil {
+		return err
+	}
 	if err := a.connectParts(); err != nil {
 		return err
 	}
 	a.exec = reconcile.NewExecutor(reconcile.Config{
 		Files: o.Files, Blobs: a.blobs, Fetch: a.fetcher, Journal: a.journal, State: a.state, Runtime: o.Runtime,
 		Logger: a.log, Target: func() ota.Target { return a.facts.Target }, Params: a.openParams, Agrees: a.agrees,
-		Free: o.Host.DiskFree, Now: o.Now, LoadTimeout: o.LoadTimeout, SoakEvery: o.SoakEvery,
+		Free: o.Host.DiskFree, Reserve: a.budget.Reserve, Gate: a.budget, Now: o.Now, LoadTimeout: o.LoadTimeout, SoakEvery: o.SoakEvery,
 		Hook: o.StepHook, Observe: a.observeStep, Proven: a.observeProof,
 		Waiting: a.noteWaiting, Tend: a.tend, TendEvery: o.CheckEvery, Refused: a.noteRefused,
 	})
@@ -267,7 +280,7 @@ func (a *Agent) connectParts() error {
 	if source == nil {
 		source = fetch.HTTP(a.http, o.Identity.BlobURL)
 	}
-	a.fetcher = &fetch.Fetcher{Store: a.blobs, Source: source}
+	a.fetcher = &fetch.Fetcher{Store: a.blobs, Source: a.budget.Meter(source)}
 	if o.TuneFetch != nil {
 		o.TuneFetch(a.fetcher)
 	}

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/skein-fleet/skein/agent/internal/budget"
 	"github.com/skein-fleet/skein/agent/internal/health"
 	"github.com/skein-fleet/skein/agent/internal/link"
 	"github.com/skein-fleet/skein/agent/internal/reconcile"
@@ -218,6 +219,7 @@ func (a *Agent) accept(ctx context.Context, raw []byte) error {
 		a.log.Warn("store trusted time", "error", err)
 	}
 	a.log.Info("desired state accepted", "generation", d.Generation.String())
+	a.usePolicy(&d)
 	wanted := ""
 	if i, err := a.install(&d); err == nil {
 		wanted = i.WorkloadID()
@@ -238,6 +240,9 @@ func (a *Agent) checkDesired(ctx context.Context, d wire.Desired, s state.State)
 		return err
 	}
 	if _, err := a.install(&d); err != nil {
+		return &refusedRelease{d, &trust.Attack{Class: trust.ClassMalformed, Err: err}}
+	}
+	if err := budget.Check(d.Policy); err != nil {
 		return &refusedRelease{d, &trust.Attack{Class: trust.ClassMalformed, Err: err}}
 	}
 	if d.Release == nil {

@@ -118,6 +118,7 @@ func (a *Agent) reported() *wire.Reported {
 		Phase: phaseOf(s), Conditions: a.board.Conditions(), Journal: a.journalLines(),
 		Target: a.facts.Target.String(), HighestCounter: s.HighestCounter, BytesFetched: s.BytesFetched,
 	}
+	r.Policy = a.budget.State()
 	if c := s.Current; c != nil {
 		r.Running, r.RunningCounter, r.ParamsDigest = c.Release.Sum(), c.Counter, c.ParamsDigest
 	}

@@ -341,6 +341,7 @@ func (w *world) event(attack string) bool {
 type board struct {
 	files slot.Files
 	clock func() time.Time
+	iface string // of the default route
 }
 
 func (b *board) Facts(context.Context) (Facts, error) {
@@ -355,6 +356,8 @@ func (b *board) Readings(context.Context) ([]telemetry.Reading, error) {
 		{Series: telemetry.NewSeries(telemetry.Temperature, "zone", "cpu"), Time: now, Value: 40 + float64(now.Second()%8)/8},
 	}, nil
 }
+
+func (b *board) DefaultInterface() (string, error) { return b.iface, nil }
 
 func (b *board) DiskFree() (int64, error) {
 	if m, ok := b.files.(*slot.Mem); ok {

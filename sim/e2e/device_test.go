@@ -95,6 +95,9 @@ func (d *device) Readings(context.Context) ([]telemetry.Reading, error) {
 	return []telemetry.Reading{{Series: telemetry.NewSeries(telemetry.GPUUtilization), Time: time.Now(), Value: 0.5}}, nil
 }
 
+// DefaultInterface implements agent.Host.
+func (d *device) DefaultInterface() (string, error) { return "eth0", nil }
+
 // DiskFree implements agent.Host.
 func (d *device) DiskFree() (int64, error) {
 	if d.files.full.Load() {

@@ -6,6 +6,7 @@
 package virtual
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,6 +44,10 @@ type Options struct {
 
 	TelemetryEvery, BlockEvery, Heartbeat, CheckEvery time.Duration
 	HeatRate                                          float64 // of jetson.Options
+	// Zone is where the device stands; nil is UTC.
+	Zone *time.Location
+	// Interface is that of the default route at first; empty is eth0.
+	Interface string
 }
 
 // Device is one virtual device. Its methods are safe for concurrent use.
@@ -63,8 +68,9 @@ type Device struct {
 	disk    *disk              // of this boot
 	downFor time.Duration
 	starts  int
-	cuts    int // faults that hold the line down
-	holes   int // and those that let nothing pass
+	iface   string // of the default route
+	cuts    int    // faults that hold the line down
+	holes   int    // and those that let nothing pass
 }
 
 // New makes a device; it boots in Run.
@@ -84,7 +90,8 @@ func New(o Options) (*Device, error) {
 	}
 	return &Device{
 		o: o, name: fmt.Sprintf("cam-%03d", o.Number), board: newBoard(b, start), storage: &storage{Files: o.Files},
-		line: shaper.New(o.Network, seed), radio: &radio{rng: rand.New(rand.NewPCG(seed, 0x726164696f))}, revive: make(chan struct{}, 1),
+		iface: cmp.Or(o.Interface, "eth0"),
+		line:  shaper.New(o.Network, seed), radio: &radio{rng: rand.New(rand.NewPCG(seed, 0x726164696f))}, revive: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -154,7 +161,7 @@ func (d *Device) boot(ctx context.Context, disk *disk, server *server) error {
 	}
 	a, err := agent.New(agent.Options{
 		Identity: identity, Host: host{d}, Runtime: server, Files: disk, Dial: d.dial, WrapLink: d.radio.wrap,
-		Logger: d.o.Logger.With("name", d.name), Now: d.now, Version: "sim",
+		Logger: d.o.Logger.With("name", d.name), Now: d.now, Zone: cmp.Or(d.o.Zone, time.UTC), Version: "sim",
 		Heartbeat: d.o.Heartbeat, TelemetryEvery: d.o.TelemetryEvery, BlockEvery: d.o.BlockEvery, CheckEvery: d.o.CheckEvery,
 	})
 	if err != nil {
@@ -257,6 +264,21 @@ func (h host) Readings(context.Context) ([]telemetry.Reading, error) {
 
 // DiskFree implements agent.Host.
 func (h host) DiskFree() (int64, error) { return h.d.storage.free(), nil }
+
+// DefaultInterface implements agent.Host.
+func (h host) DefaultInterface() (string, error) {
+	h.d.mu.Lock()
+	defer h.d.mu.Unlock()
+	return h.d.iface, nil
+}
+
+// SetInterface changes the network interface of the default route, as when the
+// cable is pulled and a modem takes over.
+func (d *Device) SetInterface(name string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.iface = name
+}
 
 // Labels gives device number n of a fleet its labels: a site and a ring.
 func Labels(n int) map[string]string {

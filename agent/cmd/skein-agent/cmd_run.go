@@ -23,6 +23,7 @@ import (
 	"github.com/skein-fleet/skein/agent/runtime"
 	"github.com/skein-fleet/skein/agent/runtime/mock"
 	"github.com/skein-fleet/skein/ota/slot"
+	"github.com/skein-fleet/skein/ota/window"
 	"github.com/skein-fleet/skein/telemetry/spool"
 )
 
@@ -32,7 +33,7 @@ type runOptions struct {
 	heartbeat, sample, blocks time.Duration
 	soakEvery, loadTimeout    time.Duration
 	spoolMiB                  int64
-	root                      string
+	root, zone                string
 	tegrastats                []string
 	verbose, check            bool
 	claim                     enrollOptions
@@ -59,6 +60,7 @@ func runCommand(s streams) *cobra.Command {
 	f.DurationVar(&o.blocks, "block-every", time.Minute, "time between two blocks of telemetry")
 	f.DurationVar(&o.loadTimeout, "load-timeout", 10*time.Minute, "how long a model server may take to get ready")
 	f.Int64Var(&o.spoolMiB, "spool-mib", 64, "bound of what waits while offline")
+	f.StringVar(&o.zone, "timezone", "", "where the device stands, for maintenance windows and budgets, as Europe/Paris (default: as the system says)")
 	f.StringVar(&o.root, "root", "/", "root of the file system that is probed")
 	f.StringArrayVar(&o.tegrastats, "tegrastats", nil, "command that prints tegrastats lines, one word each time")
 	f.BoolVar(&o.verbose, "verbose", false, "log debug lines too")
@@ -108,6 +110,12 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 		defer unlock()
 	}
 	machine := host.New(host.Options{Root: o.root, StateDir: o.state, Tegrastats: o.tegrastats, Logger: log})
+	zone := machine.Zone()
+	if o.zone != "" {
+		if zone, err = window.Zone(o.zone); err != nil {
+			return fmt.Errorf("%w: --timezone: %w", errUsage, err)
+		}
+	}
 	if busy { // a check opens nothing that another agent writes
 		return checkBeside(ctx, s, machine, files)
 	}
@@ -129,7 +137,7 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 		defer func() { err = errors.Join(err, closeSpool()) }()
 	}
 	a, err := agent.New(agent.Options{
-		Host: machine, Runtime: rt, Files: files, Spool: sp, Logger: log, Version: version, Floor: buildTime(),
+		Host: machine, Runtime: rt, Files: files, Spool: sp, Logger: log, Version: version, Floor: buildTime(), Zone: zone,
 		MQTTOver: agent.Transport(o.mqttOver), Heartbeat: o.heartbeat, TelemetryEvery: o.sample, BlockEvery: o.blocks, LoadTimeout: o.loadTimeout,
 		LocalSocket: o.socket, LogTail: tail.Lines,
 	})

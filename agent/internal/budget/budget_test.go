@@ -289,7 +289,7 @@ func TestDoubtfulClock(t *testing.T) {
 func TestExemptIsCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, &wire.Policy{Allowances: perDay(1 << 20)})
-		if n, err := w.read(Exempt(t.Context()), 3<<20); n != 3<<20 || err != nil {
+		if n, err := w.read(w.gate.Exempt(t.Context()), 3<<20); n != 3<<20 || err != nil {
 			t.Fatalf("%d, %v", n, err)
 		}
 		if n, err := w.read(t.Context(), 1); n != 0 || err == nil {

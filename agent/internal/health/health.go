@@ -39,6 +39,8 @@ const (
 	UpdateHeld          = "update-held"          // an update waits, and why
 	GoldenFailed        = "golden-failed"        // the serving workload answers its golden set wrongly
 	DownloadWaits       = "download-waits"       // the bytes of a release cannot be had at the moment
+	WaitingForWindow    = "waiting-for-window"   // an update waits for a window of the policy
+	BudgetUsed          = "budget-used"          // a download waits: an allowance of bytes is used up
 	WorkloadDown        = "workload-down"        // the committed workload does not serve
 	Overheating         = "overheating"          // a zone is close to its limit
 	Throttled           = "throttled"            // the hardware holds clocks down

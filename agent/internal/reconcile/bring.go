@@ -204,7 +204,7 @@ func (b *bringer) take(ctx context.Context, l manifest.Descriptor, c chunk.Choic
 // removed when it has done its work or cannot do it.
 func (b *bringer) patch(ctx context.Context, l manifest.Descriptor, p manifest.Patch) (err error) {
 	x := b.x
-	if free, err := x.Free(); err == nil && free >= 0 && free < p.Size+2*l.Size+diskReserve {
+	if free, err := x.Free(); err == nil && free >= 0 && free < p.Size+2*l.Size+x.reserve() {
 		return errors.New("no room for the patch beside the blob")
 	}
 	if err := x.Blobs.Verify(ctx, p.Base); err != nil {
@@ -239,7 +239,7 @@ func (b *bringer) patch(ctx context.Context, l manifest.Descriptor, p manifest.P
 	if err != nil {
 		return err
 	}
-	err = x.fetchFrom(ctx, l, src)
+	err = x.bring(ctx, l, src, x.Fetch.FetchFrom) // nothing comes from afar
 	if err != nil && !errors.Is(err, fetch.ErrUnusable) && ctx.Err() == nil {
 		err = fmt.Errorf("apply %s patch: %w", p.Kind, err)
 	}

@@ -41,6 +41,30 @@ type Fetcher interface {
 	BytesFetched() int64
 }
 
+// Gate says when an update may go on. Bringing back what is committed, the way
+// back from an update, and what has begun to load never ask it.
+type Gate interface {
+	// Download returns when bytes may come. The context that it returns ends,
+	// before ctx does, when they may no more; the caller calls stop.
+	Download(ctx context.Context) (dctx context.Context, stop context.CancelFunc, err error)
+	// Apply returns when a release may be put to work.
+	Apply(ctx context.Context) error
+	// Exempt marks transfers that bring back what is committed.
+	Exempt(ctx context.Context) context.Context
+}
+
+// openGate lets all pass.
+type openGate struct{}
+
+func (openGate) Download(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	dctx, stop := context.WithCancel(ctx)
+	return dctx, stop, nil
+}
+
+func (openGate) Apply(context.Context) error { return nil }
+
+func (openGate) Exempt(ctx context.Context) context.Context { return ctx }
+
 // Config is what an Executor works with. The functions that are only told
 // something, Tend and the times may be left out.
 type Config struct {
@@ -60,6 +84,11 @@ type Config struct {
 	Agrees func(*state.Install) error
 	// Free returns the free bytes of the state folder's file system.
 	Free func() (int64, error)
+	// Reserve is how many of them stay free for state, journal and spool, also
+	// while a download fills the disk; nil or less than 32 MiB means 32 MiB.
+	Reserve func() int64
+	// Gate holds updates to a policy; nil lets all pass.
+	Gate Gate
 	Now  func() time.Time
 	// LoadTimeout and ProveTimeout bound single steps; SoakEvery is the
 	// interval of looks during soak.
@@ -109,6 +138,12 @@ func NewExecutor(c Config) *Executor {
 	}
 	if c.Waiting == nil {
 		c.Waiting = func(error) {}
+	}
+	if c.Gate == nil {
+		c.Gate = openGate{}
+	}
+	if c.Reserve == nil {
+		c.Reserve = func() int64 { return 0 }
 	}
 	if c.Tend == nil {
 		c.Tend = func(context.Context) {}
@@ -280,7 +315,10 @@ func (x *Executor) run(stop context.Context) error {
 	defer x.setRunning(nil, "")
 	a := &attempt{update: u, install: u.Install}
 	for _, s := range x.steps() {
-		err := x.step(ctx, s, a)
+		err := x.awaitApply(ctx, s.step, a)
+		if err == nil {
+			err = x.step(ctx, s, a)
+		}
 		switch {
 		case err == nil:
 			continue

@@ -93,7 +93,7 @@ func (x *Executor) wholeBlob(ctx context.Context, d manifest.Descriptor) error {
 		return err
 	}
 	x.Logger.Warn("a blob of the committed release is damaged and fetched again", "blob", d.Digest.Short(), "error", err)
-	return x.Fetch.FetchFrom(ctx, d, x.Fetch.Remote())
+	return x.Fetch.FetchFrom(x.Gate.Exempt(ctx), d, x.Fetch.Remote())
 }
 
 // tended is do with the committed workload looked after meanwhile. Both have

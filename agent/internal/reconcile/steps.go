@@ -21,9 +21,9 @@ import (
 )
 
 const (
-	// diskReserve stays free after an update, for state, journal and spool.
-	diskReserve = 32 << 20
-	completeTag = "complete.json"
+	// leastReserve stays free at least, for state, journal and spool.
+	leastReserve = 32 << 20
+	completeTag  = "complete.json"
 	// lookTimeout bounds one question to the runtime.
 	lookTimeout = time.Minute
 )
@@ -144,8 +144,8 @@ func (x *Executor) room(c *contents) error {
 			need += l.Size - min(have, l.Size)
 		}
 	}
-	if need+diskReserve > free {
-		return fmt.Errorf("%w: the release needs %d bytes and %d stay in reserve, %d are free", slot.ErrDiskFull, need, int64(diskReserve), free)
+	if reserve := x.reserve(); need+reserve > free {
+		return fmt.Errorf("%w: the release needs %d bytes and %d stay in reserve, %d are free", slot.ErrDiskFull, need, reserve, free)
 	}
 	return nil
 }
@@ -155,10 +155,23 @@ func (x *Executor) fetch(ctx context.Context, d manifest.Descriptor) error {
 	return x.fetchFrom(ctx, d, x.Fetch.Remote())
 }
 
+// Its bytes come while the gate is open.
 func (x *Executor) fetchFrom(ctx context.Context, d manifest.Descriptor, from fetch.Source) error {
+	if size, err := x.Blobs.Size(d.Digest); err == nil && size == d.Size {
+		return nil
+	}
+	return x.bring(ctx, d, from, x.fetchGated)
+}
+
+type fetchFunc func(context.Context, manifest.Descriptor, fetch.Source) error
+
+func (x *Executor) bring(ctx context.Context, d manifest.Descriptor, from fetch.Source, fetchIt fetchFunc) error {
 	defer x.Waiting(nil)
+	if d.Size > roomEvery { // what is small comes before leftovers are collected
+		from = roomy{from, x}
+	}
 	for try := 0; ; try++ {
-		err := x.Fetch.FetchFrom(ctx, d, from)
+		err := fetchIt(ctx, d, from)
 		if err == nil {
 			return nil
 		}

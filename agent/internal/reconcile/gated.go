@@ -1,0 +1,102 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/skein-fleet/skein/agent/internal/state"
+	"github.com/skein-fleet/skein/ota"
+	"github.com/skein-fleet/skein/ota/fetch"
+	"github.com/skein-fleet/skein/ota/manifest"
+	"github.com/skein-fleet/skein/ota/slot"
+	"github.com/skein-fleet/skein/proto/wire"
+)
+
+// fetchGated fetches a blob while the gate is open, and waits where it is not.
+func (x *Executor) fetchGated(ctx context.Context, d manifest.Descriptor, from fetch.Source) error {
+	for {
+		dctx, stop, err := x.Gate.Download(ctx)
+		if err != nil {
+			return err
+		}
+		err = x.Fetch.FetchFrom(dctx, d, from)
+		closed := dctx.Err() != nil && ctx.Err() == nil
+		stop()
+		if err == nil || !closed {
+			return err
+		}
+		x.Logger.Info("download paused", "blob", d.Digest.Short(), "reason", context.Cause(dctx))
+	}
+}
+
+// awaitApply waits before the first step that puts the release to work. An
+// update that began it goes on, in the window or not, also after a restart.
+func (x *Executor) awaitApply(ctx context.Context, next ota.Step, a *attempt) error {
+	if next != ota.StepBuild || x.beganToApply(a.update) {
+		return nil
+	}
+	wait := x.tended(func(ctx context.Context, _ *attempt) (string, error) { return "", x.Gate.Apply(ctx) })
+	_, err := wait(ctx, a)
+	return err
+}
+
+func (x *Executor) beganToApply(u *state.Update) bool {
+	return slices.ContainsFunc(x.Journal.Entries(), func(e slot.Entry) bool {
+		return e.Update == u.ID && e.Step == ota.StepBuild && e.State == wire.StepStarted
+	})
+}
+
+// reserve is how many bytes of the disk stay free.
+func (x *Executor) reserve() int64 { return max(leastReserve, x.Reserve()) }
+
+// roomEvery is how many bytes are written between two looks at the disk.
+const roomEvery = 1 << 20
+
+// roomy is a source that ends when the disk's free space comes near the
+// reserve: others write to it too while a download takes its time.
+type roomy struct {
+	fetch.Source
+	x *Executor
+}
+
+// Open implements fetch.Source.
+func (r roomy) Open(ctx context.Context, d ota.Digest, offset, length int64) (io.ReadCloser, error) {
+	body, err := r.Source.Open(ctx, d, offset, length)
+	if err != nil {
+		return nil, err
+	}
+	return &roomyReader{ReadCloser: body, x: r.x}, nil
+}
+
+// Blame implements fetch.Blamer.
+func (r roomy) Blame(d ota.Digest) { fetch.Blame(r.Source, d) }
+
+type roomyReader struct {
+	io.ReadCloser
+	x    *Executor
+	next int64 // bytes until the next look
+}
+
+// Read implements io.Reader.
+func (r *roomyReader) Read(p []byte) (int, error) {
+	if r.next <= 0 {
+		if free, err := r.x.Free(); err == nil && free >= 0 && free < r.x.reserve()+roomEvery {
+			// No later try may cure it before something is removed.
+			return 0, fmt.Errorf("%w: %w: %d bytes are free and %d stay in reserve", fetch.ErrUnusable, slot.ErrDiskFull, free, r.x.reserve())
+		}
+		r.next = roomEvery
+	}
+	n, err := r.ReadCloser.Read(p[:min(len(p), roomEvery)])
+	r.next -= int64(n)
+	return n, err
+}
+
+// PassedOver forwards that of the body.
+func (r *roomyReader) PassedOver() int64 {
+	if p, ok := r.ReadCloser.(interface{ PassedOver() int64 }); ok {
+		return p.PassedOver()
+	}
+	return 0
+}

@@ -1,0 +1,49 @@
+package agent
+
+import (
+	"github.com/skein-fleet/skein/agent/internal/budget"
+	"github.com/skein-fleet/skein/agent/internal/health"
+	"github.com/skein-fleet/skein/proto/wire"
+)
+
+// openBudget opens the account of bytes and takes up the policy of the desired
+// state that is held.
+func (a *Agent) openBudget() (err error) {
+	a.budget, err = budget.Open(budget.Config{
+		Files: a.opts.Files, Clock: a.clock, Zone: a.opts.Zone, Interface: a.opts.Host.DefaultInterface, Waiting: a.notePolicy,
+	})
+	if err != nil {
+		return err
+	}
+	if a.budget.Damaged() {
+		a.board.Set(health.JournalDamaged, health.Warning, "the account of downloaded bytes was damaged and set aside")
+	}
+	if raw := a.state.Get().Desired; len(raw) > 0 {
+		var d wire.Desired
+		if err := wire.Unmarshal(raw, &d); err == nil { // else the reconcile loop says so
+			a.usePolicy(&d)
+		}
+	}
+	return nil
+}
+
+// usePolicy makes the policy of an accepted desired state count. A way back
+// waits for nothing.
+func (a *Agent) usePolicy(d *wire.Desired) {
+	if err := a.budget.Use(d.Policy, d.RollbackAllowed); err != nil {
+		a.log.Error("take up the policy", "error", err) // it was checked before it was accepted
+	}
+}
+
+// notePolicy keeps what the policy makes wait, for reports and explain.
+func (a *Agent) notePolicy(h *budget.Hold) {
+	window := h != nil && h.Kind != wire.WaitsForAllowance
+	used := h != nil && h.Kind == wire.WaitsForAllowance
+	text := ""
+	if h != nil {
+		text = h.Error()
+	}
+	a.board.Update(window, health.WaitingForWindow, health.Info, text)
+	a.board.Update(used, health.BudgetUsed, health.Warning, text)
+	a.wakeReport.set()
+}
