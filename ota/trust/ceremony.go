@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -44,19 +43,15 @@ func (r *Repo) DirectorSigner() (*Signer, error) {
 
 // putDirector lists keys as the director's.
 func (r *Repo) putDirector(keys ...ed25519.PrivateKey) error {
-	var custom TargetCustom
-	for _, k := range keys {
-		der, err := x509.MarshalPKIXPublicKey(k.Public())
-		if err != nil {
-			return fmt.Errorf("director key: %w", err)
+	pubs := make([]ed25519.PublicKey, len(keys))
+	for i, k := range keys {
+		pub, ok := k.Public().(ed25519.PublicKey)
+		if !ok {
+			return ErrKey
 		}
-		custom.Keys = append(custom.Keys, der)
+		pubs[i] = pub
 	}
-	content, err := json.Marshal(custom)
-	if err != nil {
-		return err
-	}
-	return r.putTarget(DirectorTarget, int64(len(content)), ota.DigestOf(content), custom)
+	return putDirector(&r.targets.Signed, pubs...)
 }
 
 // Summary says what InitDev made.
@@ -97,7 +92,7 @@ func initDev(f slot.Files, domain string, now time.Time) (*Summary, error) {
 		}
 		return nil, err
 	}
-	r := &Repo{files: f, keys: keyring{}, root: metadata.Root(now), targets: metadata.Targets(now), snapshot: metadata.Snapshot(now), timestamp: metadata.Timestamp(now)}
+	r := unborn(f)
 	r.root.Signed.ConsistentSnapshot = true
 	r.root.Signed.UnrecognizedFields = map[string]any{domainField: domain}
 	for _, role := range metadata.TOP_LEVEL_ROLE_NAMES {
@@ -116,8 +111,6 @@ func initDev(f slot.Files, domain string, now time.Time) (*Summary, error) {
 	if err := r.putDirector(director); err != nil {
 		return nil, err
 	}
-	// Each sign function counts up from here.
-	r.root.Signed.Version, r.targets.Signed.Version, r.snapshot.Signed.Version, r.timestamp.Signed.Version = 0, 0, 0, 0
 	if err := r.signRoot(now, nil); err != nil {
 		return nil, err
 	}

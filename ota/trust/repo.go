@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -64,19 +66,31 @@ type Repo struct {
 	targets   *metadata.Metadata[metadata.TargetsType]
 	snapshot  *metadata.Metadata[metadata.SnapshotType]
 	timestamp *metadata.Metadata[metadata.TimestampType]
+	autos     map[string]*metadata.Metadata[metadata.TargetsType] // by role
+	draft     drafts
+	online    Online // nil: the keys of snapshot and timestamp are in keys/
 }
 
-// OpenRepo opens the repository in dir; ErrNoRepo when there is none.
-func OpenRepo(dir string) (*Repo, error) {
+// OpenRepo opens the repository in dir; ErrNoRepo when there is none. online
+// signs snapshot, timestamp and auto roles; nil when their keys are in dir.
+func OpenRepo(dir string, online ...Online) (*Repo, error) {
 	f, err := slot.OpenDir(dir)
 	if err != nil {
 		return nil, err
 	}
-	return openRepo(f)
+	return openRepo(f, online...)
 }
 
-func openRepo(f slot.Files) (*Repo, error) {
+// OpenFiles is OpenRepo for any durable files, such as a copy in memory.
+func OpenFiles(f slot.Files) (*Repo, error) { return openRepo(f) }
+
+func openRepo(f slot.Files, online ...Online) (*Repo, error) {
 	r := &Repo{files: f}
+	for _, o := range online {
+		if o != nil {
+			r.online = o
+		}
+	}
 	if err := r.load(); err != nil {
 		return nil, fmt.Errorf("open trust repository: %w", err)
 	}
@@ -84,28 +98,63 @@ func openRepo(f slot.Files) (*Repo, error) {
 }
 
 func metaName(version int64, role string) string {
-	return fmt.Sprintf("%s/%d.%s.json", metaDir, version, role)
+	return fmt.Sprintf("%s/%d.%s.json", metaDir, version, url.PathEscape(role))
 }
 
 const timestampName = metaDir + "/timestamp.json"
 
-// load reads the newest root and what timestamp leads to.
+// unborn is a repository in which nothing is signed: all versions are 0, and
+// each signature counts up from there.
+func unborn(f slot.Files) *Repo {
+	r := &Repo{files: f, keys: keyring{}, root: metadata.Root(), targets: metadata.Targets(), snapshot: metadata.Snapshot(), timestamp: metadata.Timestamp(),
+		autos: map[string]*metadata.Metadata[metadata.TargetsType]{}}
+	r.root.Signed.Version, r.targets.Signed.Version, r.snapshot.Signed.Version, r.timestamp.Signed.Version = 0, 0, 0, 0
+	return r
+}
+
+// load reads the newest root, what timestamp leads to, and the drafts.
 func (r *Repo) load() error {
 	keys, err := loadKeys(r.files)
 	if err != nil {
+		return err
+	}
+	next := unborn(r.files)
+	next.keys = keys
+	if next.draft, err = readDrafts(r.files); err != nil {
 		return err
 	}
 	version, err := r.newestRoot()
 	if err != nil {
 		return err
 	}
-	rootBytes, root, err := readMeta(r.files, metaName(version, metadata.ROOT), metadata.Root())
-	if err != nil {
+	if version == 0 && next.draft.root == nil {
+		return ErrNoRepo
+	}
+	if version > 0 {
+		if next.rootBytes, next.root, err = readMeta(r.files, metaName(version, metadata.ROOT), metadata.Root()); err != nil {
+			return err
+		}
+	}
+	if err := next.loadSet(); err != nil {
 		return err
 	}
+	if err := next.dropStale(); err != nil {
+		return err
+	}
+	r.keys, r.rootBytes, r.root = next.keys, next.rootBytes, next.root
+	r.timestamp, r.snapshot, r.targets, r.autos, r.draft = next.timestamp, next.snapshot, next.targets, next.autos, next.draft
+	return nil
+}
+
+// loadSet reads what timestamp leads to. There is none before the first targets
+// are signed.
+func (r *Repo) loadSet() error {
 	_, timestamp, err := readMeta(r.files, timestampName, metadata.Timestamp())
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: %w", ErrNoRepo, err)
+		if r.draft.targets == nil {
+			return fmt.Errorf("%w: %w", ErrNoRepo, err)
+		}
+		return nil
 	}
 	if err != nil {
 		return err
@@ -118,15 +167,24 @@ func (r *Repo) load() error {
 	if err != nil {
 		return err
 	}
-	r.keys, r.rootBytes, r.root = keys, rootBytes, root
+	for file := range snapshot.Signed.Meta {
+		role := strings.TrimSuffix(file, ".json")
+		if !strings.HasPrefix(role, autoPrefix) {
+			continue
+		}
+		if r.autos[role], err = follow(r.files, snapshot.Signed.Meta, role, metadata.Targets()); err != nil {
+			return err
+		}
+	}
 	r.timestamp, r.snapshot, r.targets = timestamp, snapshot, targets
 	return nil
 }
 
+// newestRoot returns 0 when no root is published.
 func (r *Repo) newestRoot() (int64, error) {
 	files, err := r.files.ReadDir(metaDir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, fmt.Errorf("%w: %w", ErrNoRepo, err)
+		return 0, nil
 	}
 	if err != nil {
 		return 0, err
@@ -137,13 +195,11 @@ func (r *Repo) newestRoot() (int64, error) {
 			newest = max(newest, v)
 		}
 	}
-	if newest == 0 {
-		return 0, fmt.Errorf("%w: no root metadata", ErrNoRepo)
-	}
 	return newest, nil
 }
 
-// splitName reads VERSION.ROLE.json or ROLE.json (version 0).
+// splitName reads VERSION.ROLE.json or ROLE.json (version 0). The slash of a
+// role is written %2F.
 func splitName(name string) (role string, version int64) {
 	m := servedName.FindStringSubmatch(name)
 	if m == nil {
@@ -156,10 +212,10 @@ func splitName(name string) (role string, version int64) {
 		}
 		version = v
 	}
-	return m[2], version
+	return strings.Replace(m[2], "%2F", "/", 1), version
 }
 
-var servedName = regexp.MustCompile(`^(?:([1-9][0-9]*)\.)?(root|snapshot|targets|timestamp)\.json$`)
+var servedName = regexp.MustCompile(`^(?:([1-9][0-9]*)\.)?(root|snapshot|targets|timestamp|auto%2F[a-z0-9._-]+)\.json$`)
 
 func readMeta[T metadata.Roles](f slot.Files, name string, into *metadata.Metadata[T]) ([]byte, *metadata.Metadata[T], error) {
 	b, err := f.ReadFile(name)
@@ -184,9 +240,10 @@ func follow[T metadata.Roles](f slot.Files, meta map[string]*metadata.MetaFiles,
 
 // Metadata returns a file for devices: "timestamp.json", "2.root.json",
 // "3.snapshot.json", "3.targets.json", and "root.json", "snapshot.json",
-// "targets.json" for the current ones. Others are fs.ErrNotExist.
+// "targets.json" for the current ones; "3.auto%2Fmeter.json" of a delegated
+// role, also with its slash as it is. Others are fs.ErrNotExist.
 func (r *Repo) Metadata(name string) ([]byte, error) {
-	role, version := splitName(name)
+	role, version := splitName(strings.Replace(name, autoPrefix, url.PathEscape(autoPrefix), 1))
 	if role == "" || role == metadata.TIMESTAMP && version != 0 {
 		return nil, fmt.Errorf("trust metadata %q: %w", name, fs.ErrNotExist)
 	}
@@ -195,11 +252,19 @@ func (r *Repo) Metadata(name string) ([]byte, error) {
 	}
 	if version == 0 {
 		r.mu.Lock()
-		version = map[string]int64{metadata.ROOT: r.root.Signed.Version, metadata.SNAPSHOT: r.snapshot.Signed.Version,
-			metadata.TARGETS: r.targets.Signed.Version}[role]
+		version = r.versions()[role]
 		r.mu.Unlock()
 	}
 	return r.files.ReadFile(metaName(version, role))
+}
+
+// versions returns the current version of every file that has one in its name.
+func (r *Repo) versions() map[string]int64 {
+	v := map[string]int64{metadata.ROOT: r.root.Signed.Version, metadata.SNAPSHOT: r.snapshot.Signed.Version, metadata.TARGETS: r.targets.Signed.Version}
+	for role, m := range r.autos {
+		v[role] = m.Signed.Version
+	}
+	return v
 }
 
 // Source serves the repository to a Client in the same process.
@@ -227,72 +292,120 @@ func (r *Repo) Expires() time.Time {
 	return slices.MinFunc([]time.Time{r.root.Signed.Expires, r.targets.Signed.Expires, r.snapshot.Signed.Expires, r.timestamp.Signed.Expires}, time.Time.Compare)
 }
 
-// Target returns what the repository lists under path, or ErrUnknownTarget.
+// Target returns what the repository lists under path, itself or through an
+// auto role, or ErrUnknownTarget.
 func (r *Repo) Target(path string) (TargetInfo, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return targetInfo(r.targets, path)
+	info, err := targetInfo(r.targets, path)
+	if errors.Is(err, ErrUnknownTarget) {
+		if role, ok := r.autoOf(path); ok {
+			return targetInfo(r.autos[role], path)
+		}
+	}
+	return info, err
 }
 
 // AddTarget lists an artifact and signs targets, snapshot and timestamp anew.
 // Listing the same again changes nothing; other content under a listed path
-// is ErrTargetExists.
+// is ErrTargetExists. Where the targets keys are not here the artifact goes to
+// the draft of the next targets, and ErrPending is returned until it is signed.
 func (r *Repo) AddTarget(ctx context.Context, path string, length int64, d ota.Digest, custom TargetCustom, now time.Time) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("list target %s: %w", path, context.Cause(ctx))
 	}
-	if path == DirectorTarget {
+	if reserved(path) {
 		return fmt.Errorf("list target %s: the repository keeps it itself", path)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	have, err := targetInfo(r.targets, path)
-	if err == nil {
-		if have.Length == length && have.Digest == d && have.Custom.equal(custom) {
-			return nil
+	listed, err := r.listed(r.targets, path, length, d, custom)
+	if err != nil || listed {
+		return err
+	}
+	if r.draft.targets != nil {
+		listed, err := r.listed(r.draft.targets, path, length, d, custom)
+		if err != nil {
+			return err
 		}
-		return fmt.Errorf("list target %s: %w: %s of %d bytes, counter %d", path, ErrTargetExists, have.Digest.Short(), have.Length, have.Custom.Counter)
+		if listed {
+			return r.settle(r.advance(now))
+		}
 	}
-	if len(r.targets.Signed.Targets) >= MaxTargets {
-		return fmt.Errorf("list target %s: %w: %d are listed: remove old ones", path, ErrFull, MaxTargets)
-	}
-	if err := r.putTarget(path, length, d, custom); err != nil {
+	err = r.changeTargets(now, func(m *metadata.TargetsType) error {
+		if len(m.Targets) >= MaxTargets {
+			return fmt.Errorf("%w: %d are listed: remove old ones", ErrFull, MaxTargets)
+		}
+		return putTarget(m, path, length, d, custom)
+	})
+	if err != nil {
 		return fmt.Errorf("list target %s: %w", path, err)
 	}
-	return r.settle(r.signTargets(now))
+	return nil
+}
+
+func (r *Repo) listed(m *metadata.Metadata[metadata.TargetsType], path string, length int64, d ota.Digest, custom TargetCustom) (bool, error) {
+	have, err := targetInfo(m, path)
+	if err != nil {
+		return false, nil
+	}
+	if have.Length == length && have.Digest == d && have.Custom.equal(custom) {
+		return true, nil
+	}
+	return false, fmt.Errorf("list target %s: %w: %s of %d bytes, counter %d", path, ErrTargetExists, have.Digest.Short(), have.Length, have.Custom.Counter)
+}
+
+// reserved are the paths that the repository itself writes.
+func reserved(path string) bool {
+	return path == DirectorTarget || strings.HasPrefix(path, policyPrefix)
 }
 
 // RemoveTarget takes an artifact off the list, so that no device starts to
-// install it any more. Absent is no error.
+// install it any more; with offline keys once the draft is signed (ErrPending).
+// Absent is no error.
 func (r *Repo) RemoveTarget(ctx context.Context, path string, now time.Time) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("remove target %s: %w", path, context.Cause(ctx))
 	}
-	if path == DirectorTarget {
+	if reserved(path) {
 		return fmt.Errorf("remove target %s: the repository keeps it itself", path)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, listed := r.targets.Signed.Targets[path]; !listed {
+	_, listed := r.targets.Signed.Targets[path]
+	if d := r.draft.targets; d != nil {
+		_, drafted := d.Signed.Targets[path]
+		if listed && !drafted {
+			return r.settle(r.advance(now))
+		}
+		listed = drafted
+	}
+	if !listed {
 		return nil
 	}
-	delete(r.targets.Signed.Targets, path)
-	return r.settle(r.signTargets(now))
+	return r.changeTargets(now, func(m *metadata.TargetsType) error {
+		delete(m.Targets, path)
+		return nil
+	})
 }
 
 // settle goes back to what is on disk when a change failed half-way.
 func (r *Repo) settle(err error) error {
-	if err == nil {
-		return nil
+	if err == nil || errors.Is(err, ErrPending) {
+		return err
 	}
 	return errors.Join(err, r.load())
 }
 
 func (c TargetCustom) equal(o TargetCustom) bool {
-	return c.Counter == o.Counter && slices.EqualFunc(c.Keys, o.Keys, bytes.Equal)
+	return c.Counter == o.Counter && slices.EqualFunc(c.Keys, o.Keys, bytes.Equal) && jsonText(c.Policy) == jsonText(o.Policy)
 }
 
 func (r *Repo) putTarget(path string, length int64, d ota.Digest, custom TargetCustom) error {
+	return putTarget(&r.targets.Signed, path, length, d, custom)
+}
+
+func putTarget(m *metadata.TargetsType, path string, length int64, d ota.Digest, custom TargetCustom) error {
 	if !validTarget(path) {
 		return fmt.Errorf("%q: want a relative path of letters, digits and . _ - + /", path)
 	}
@@ -309,7 +422,7 @@ func (r *Repo) putTarget(path string, length int64, d ota.Digest, custom TargetC
 	}
 	// Exactly one hash: with several, clients that put the hash in the file
 	// name pick one at random.
-	r.targets.Signed.Targets[path] = &metadata.TargetFiles{Path: path, Length: length,
+	m.Targets[path] = &metadata.TargetFiles{Path: path, Length: length,
 		Hashes: metadata.Hashes{"sha256": sum}, Custom: (*json.RawMessage)(&raw)}
 	return nil
 }
@@ -318,152 +431,6 @@ var targetPath = regexp.MustCompile(`^[A-Za-z0-9._+/-]{1,512}$`)
 
 func validTarget(path string) bool {
 	return fs.ValidPath(path) && path != "." && targetPath.MatchString(path)
-}
-
-// Refresh signs anew what has lived half its time, or what the current root
-// does not stand behind. Call it at least daily.
-func (r *Repo) Refresh(now time.Time) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	due := func(expires time.Time, life time.Duration) bool { return expires.Sub(now) < life/2 }
-	ok := func(role string, m any) bool { return r.root.VerifyDelegate(role, m) == nil }
-	if due(r.root.Signed.Expires, RootLife) {
-		// Root keys are offline in production: there, a person signs.
-		if err := r.signRoot(now, nil); err != nil && !errors.Is(err, ErrNoKey) {
-			return r.settle(err)
-		}
-	}
-	if due(r.targets.Signed.Expires, TargetsLife) || !ok(metadata.TARGETS, r.targets) {
-		if err := r.signTargets(now); !errors.Is(err, ErrNoKey) {
-			return r.settle(err)
-		}
-	}
-	switch {
-	case due(r.snapshot.Signed.Expires, SnapshotLife) || !ok(metadata.SNAPSHOT, r.snapshot):
-		return r.settle(r.signSnapshot(now))
-	case due(r.timestamp.Signed.Expires, TimestampLife) || !ok(metadata.TIMESTAMP, r.timestamp):
-		return r.settle(r.signTimestamp(now))
-	}
-	return nil
-}
-
-func expiry(now time.Time, life time.Duration) time.Time {
-	return now.UTC().Add(life).Truncate(time.Second)
-}
-
-func metaFile(version int64, b []byte) *metadata.MetaFiles {
-	return &metadata.MetaFiles{Version: version, Length: int64(len(b)), Hashes: metadata.Hashes{"sha256": ota.DigestOf(b).Sum()}}
-}
-
-// signTargets, signSnapshot and signTimestamp each write the next version of
-// their file and then what must follow; timestamp.json comes last and makes
-// all of it current.
-func (r *Repo) signTargets(now time.Time) error {
-	keys, err := r.keys.forRole(r.root, metadata.TARGETS)
-	if err != nil {
-		return err
-	}
-	r.targets.Signed.Version++
-	r.targets.Signed.Expires = expiry(now, TargetsLife)
-	b, err := sign(r.targets, keys...)
-	if err != nil {
-		return err
-	}
-	if len(b) > maxTargets {
-		return fmt.Errorf("%w: targets.json would have %d bytes, devices read %d: remove old targets", ErrFull, len(b), maxTargets)
-	}
-	if err := r.files.WriteFile(metaName(r.targets.Signed.Version, metadata.TARGETS), b); err != nil {
-		return err
-	}
-	r.snapshot.Signed.Meta["targets.json"] = metaFile(r.targets.Signed.Version, b)
-	return r.signSnapshot(now)
-}
-
-func (r *Repo) signSnapshot(now time.Time) error {
-	keys, err := r.keys.forRole(r.root, metadata.SNAPSHOT)
-	if err != nil {
-		return err
-	}
-	r.snapshot.Signed.Version++
-	r.snapshot.Signed.Expires = expiry(now, SnapshotLife)
-	b, err := sign(r.snapshot, keys...)
-	if err != nil {
-		return err
-	}
-	if err := r.files.WriteFile(metaName(r.snapshot.Signed.Version, metadata.SNAPSHOT), b); err != nil {
-		return err
-	}
-	r.timestamp.Signed.Meta["snapshot.json"] = metaFile(r.snapshot.Signed.Version, b)
-	return r.signTimestamp(now)
-}
-
-func (r *Repo) signTimestamp(now time.Time) error {
-	keys, err := r.keys.forRole(r.root, metadata.TIMESTAMP)
-	if err != nil {
-		return err
-	}
-	r.timestamp.Signed.Version++
-	r.timestamp.Signed.Expires = expiry(now, TimestampLife)
-	if r.timestamp.Signed.UnrecognizedFields == nil {
-		r.timestamp.Signed.UnrecognizedFields = map[string]any{}
-	}
-	r.timestamp.Signed.UnrecognizedFields[signedAt] = now.UTC().Format(time.RFC3339)
-	b, err := sign(r.timestamp, keys...)
-	if err != nil {
-		return err
-	}
-	if err := r.files.WriteFile(timestampName, b); err != nil {
-		return err
-	}
-	return r.prune()
-}
-
-// signRoot writes the next root, changed by change, signed by the keys of the
-// root before it and by its own.
-func (r *Repo) signRoot(now time.Time, change func(*metadata.RootType) error) error {
-	old, err := r.keys.forRole(r.root, metadata.ROOT)
-	if err != nil {
-		return err
-	}
-	if change != nil {
-		if err := change(&r.root.Signed); err != nil {
-			return err
-		}
-	}
-	own, err := r.keys.forRole(r.root, metadata.ROOT)
-	if err != nil {
-		return err
-	}
-	r.root.Signed.Version++
-	r.root.Signed.Expires = expiry(now, RootLife)
-	b, err := sign(r.root, append(slices.Clone(old), own...)...)
-	if err != nil {
-		return err
-	}
-	if err := r.files.WriteFile(metaName(r.root.Signed.Version, metadata.ROOT), b); err != nil {
-		return err
-	}
-	r.rootBytes = b
-	return nil
-}
-
-// prune removes snapshot and targets files that no reader can still want;
-// roots stay, for devices walk them one by one.
-func (r *Repo) prune() error {
-	files, err := r.files.ReadDir(metaDir)
-	if err != nil {
-		return err
-	}
-	current := map[string]int64{metadata.SNAPSHOT: r.snapshot.Signed.Version, metadata.TARGETS: r.targets.Signed.Version}
-	for _, e := range files {
-		role, v := splitName(e.Name())
-		if now, ok := current[role]; ok && v > 0 && v < now-keepVersions {
-			if err := r.files.Remove(metaDir + "/" + e.Name()); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // targetInfo reads one entry of targets.

@@ -332,7 +332,7 @@ func TestOnlineKeysOnly(t *testing.T) {
 	if w.repo, err = openRepo(w.repo.files); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.repo.AddTarget(t.Context(), "x", 1, ota.DigestOf(nil), TargetCustom{}, w.now); !errors.Is(err, ErrNoKey) {
+	if err := w.repo.AddTarget(t.Context(), "x", 1, ota.DigestOf(nil), TargetCustom{}, w.now); !errors.Is(err, ErrPending) {
 		t.Errorf("listed without the targets key: %v", err)
 	}
 	if err := w.repo.Rotate(t.Context(), metadata.TIMESTAMP, w.now); !errors.Is(err, ErrNoKey) {
