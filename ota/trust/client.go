@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/x509"
@@ -10,6 +11,7 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,8 +21,14 @@ import (
 	"github.com/theupdateframework/go-tuf/v2/metadata/trustedmetadata"
 )
 
-// ErrUnknownTarget is returned for a path that the image repository does not list.
-var ErrUnknownTarget = errors.New("image repository does not list it")
+// What Target returns, wrapped.
+var (
+	// ErrUnknownTarget is returned for a path that the image repository does not list.
+	ErrUnknownTarget = errors.New("image repository does not list it")
+	// ErrNotHeld is returned where a delegated role may list the path and its
+	// metadata is not on the device: Refresh for that path.
+	ErrNotHeld = errors.New("its delegation is not on this device")
+)
 
 // MetadataSource returns one file of the repository, fs.ErrNotExist when it
 // does not have it. It reads no more than it must to show that a file is too
@@ -38,11 +46,13 @@ const (
 	maxTimestamp     = 16_384
 	maxSnapshot      = 2_000_000
 	maxTargets       = 5_000_000
+	maxDelegated     = 8 << 20 // all delegated roles that are held
+	maxPaths         = 8       // for which they are held
 )
 
 // Client is a device's view of the image repository. Its state moves forward
-// only: roots one by one as each is verified, the set of timestamp, snapshot
-// and targets as a whole, in one file.
+// only: roots one by one as each is verified, the set of timestamp, snapshot,
+// targets and delegated roles as a whole, in one file.
 type Client struct {
 	files slot.Files
 
@@ -50,14 +60,13 @@ type Client struct {
 	// while it reads from src, whose TLS asks for the time.
 	seen atomic.Pointer[time.Time]
 
-	mu      sync.Mutex // guards all below
-	root    []byte
-	set     trustedSet
-	targets *metadata.Metadata[metadata.TargetsType] // of set, nil before the first refresh
-	ends    time.Time                                // when timestamp of set expires
-	setEnds time.Time                                // when the first of snapshot and targets expires
-	checked bool                                     // set was verified under root
-	time    trustedTime
+	mu       sync.Mutex // guards all below
+	root     []byte
+	set      trustedSet
+	targets  *targetsMeta                              // of set, nil before the first refresh
+	snapshot *metadata.Metadata[metadata.SnapshotType] // of set, nil when root does not stand behind it
+	ends     time.Time                                 // when timestamp of set expires
+	time     trustedTime
 }
 
 // trustedSet is the metadata below root that was accepted together.
@@ -65,6 +74,27 @@ type trustedSet struct {
 	Timestamp []byte `json:"timestamp,omitempty"`
 	Snapshot  []byte `json:"snapshot,omitempty"`
 	Targets   []byte `json:"targets,omitempty"`
+	// Roles is delegated metadata by role, Paths what it is held for, newest first.
+	Roles map[string][]byte `json:"roles,omitempty"`
+	Paths []string          `json:"paths,omitempty"`
+	// Seen is newer than the set, and not part of it.
+	Seen seenSet `json:"seen,omitzero"`
+}
+
+// seenSet is what was rightly signed while the rest was withheld or refused.
+// Nothing is looked up in it; older ones are refused from then on.
+type seenSet struct {
+	Timestamp []byte `json:"timestamp,omitempty"`
+	Snapshot  []byte `json:"snapshot,omitempty"`
+}
+
+func (s seenSet) equal(o seenSet) bool {
+	return bytes.Equal(s.Timestamp, o.Timestamp) && bytes.Equal(s.Snapshot, o.Snapshot)
+}
+
+func (s trustedSet) equal(o trustedSet) bool {
+	return bytes.Equal(s.Timestamp, o.Timestamp) && bytes.Equal(s.Snapshot, o.Snapshot) && bytes.Equal(s.Targets, o.Targets) &&
+		maps.EqualFunc(s.Roles, o.Roles, bytes.Equal) && slices.Equal(s.Paths, o.Paths) && s.Seen.equal(o.Seen)
 }
 
 // trustedTime is the latest time that somebody trusted has signed. It holds
@@ -149,7 +179,7 @@ func guard(f func() error) (err error) {
 // that listed it, also when timestamp or snapshot keys were replaced since;
 // whether the list is fresh is for Refresh to say.
 func (c *Client) adopt(set trustedSet) {
-	c.targets, c.checked, c.ends, c.setEnds = nil, false, time.Time{}, time.Time{}
+	c.targets, c.snapshot, c.ends = nil, nil, time.Time{}
 	tm, err := newTrusted(c.root, time.Time{})
 	if err != nil || len(set.Targets) == 0 {
 		return
@@ -176,19 +206,19 @@ func (c *Client) adopt(set trustedSet) {
 
 // hold remembers a verified set.
 func (c *Client) hold(set trustedSet, tm *trustedmetadata.TrustedMetadata) {
-	c.set, c.targets, c.checked = set, tm.Targets[metadata.TARGETS], true
-	c.ends = tm.Timestamp.Signed.Expires
-	c.setEnds = tm.Snapshot.Signed.Expires
-	if e := c.targets.Signed.Expires; e.Before(c.setEnds) {
-		c.setEnds = e
-	}
+	c.set, c.targets, c.snapshot, c.ends = set, tm.Targets[metadata.TARGETS], tm.Snapshot, tm.Timestamp.Signed.Expires
 }
 
-// Refresh brings the trusted state up to date from src. An *Attack says what
-// was refused; then the set on disk is byte for byte what it was, and roots
-// that were rightly signed are kept. Other errors are those of src and of the
-// disk. Expiry is judged at now or at TrustedTime, whichever is later.
-func (c *Client) Refresh(ctx context.Context, src MetadataSource, now time.Time) error {
+// Refresh brings the trusted state up to date from src, and learns what Target
+// needs to answer for paths without a network: the delegated roles on the way
+// to each. Roles for a few paths asked for before are kept up to date.
+//
+// An *Attack says what was refused. What Target answers then stays as it was,
+// unless it was the way to one of paths that was refused: the top level is kept.
+// Roots that were rightly signed are kept, and so is the knowledge of a newer
+// timestamp or snapshot, against older ones. Other errors are those of src and
+// of the disk. Expiry is judged at now or at TrustedTime, whichever is later.
+func (c *Client) Refresh(ctx context.Context, src MetadataSource, now time.Time, paths ...string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.walkRoots(ctx, src); err != nil {
@@ -200,39 +230,71 @@ func (c *Client) Refresh(ctx context.Context, src MetadataSource, now time.Time)
 	}
 	c.forgetTime(trusted)
 	trusted.RefTime = latest(now, c.time.Time).UTC()
-	u := update{ctx: ctx, src: src, tm: trusted, have: c.set}
-	if err := u.timestamp(); err != nil {
-		return err
+	u := update{ctx: ctx, src: src, root: c.root, tm: trusted, have: c.set}
+	if err = u.timestamp(); err == nil {
+		if c.current(u, paths) {
+			return nil
+		}
+		err = u.below()
 	}
-	if c.checked && string(u.next.Timestamp) == string(c.set.Timestamp) && !trusted.RefTime.After(c.setEnds) {
-		return nil // nothing new, and what is held is still good
+	if err != nil {
+		return errors.Join(err, c.remember(u.next))
 	}
-	if err := u.snapshot(); err != nil {
-		return err
+	wanted := slices.Concat(paths, slices.DeleteFunc(slices.Clone(c.set.Paths), func(p string) bool { return slices.Contains(paths, p) }))
+	refused := u.learn(wanted[:min(len(wanted), max(len(paths), maxPaths))], len(paths))
+	return errors.Join(refused, c.keep(u))
+}
+
+// current reports whether the set held is the one that u found, still good, and
+// the top level is all it takes for paths.
+func (c *Client) current(u update, paths []string) bool {
+	at := u.tm.RefTime
+	if c.snapshot == nil || !bytes.Equal(u.next.Timestamp, c.set.Timestamp) || c.snapshot.Signed.IsExpired(at) || c.targets.Signed.IsExpired(at) {
+		return false
 	}
-	if err := u.targets(); err != nil {
-		return err
-	}
-	return c.keep(u)
+	return c.targets.Signed.Delegations == nil || !slices.ContainsFunc(paths, func(p string) bool { return c.targets.Signed.Targets[p] == nil })
 }
 
 // keep makes an accepted set the trusted one, on disk and then in memory.
 func (c *Client) keep(u update) error {
-	if !equalSets(u.next, c.set) {
-		b, err := json.Marshal(u.next)
-		if err != nil {
-			return fmt.Errorf("keep metadata: %w", err)
-		}
-		if err := c.files.WriteFile(setFile, b); err != nil {
-			return fmt.Errorf("keep metadata: %w", err)
+	if !u.next.equal(c.set) {
+		if err := c.write(u.next); err != nil {
+			return err
 		}
 	}
 	c.hold(u.next, u.tm)
 	return c.advance(signingTime(u.tm), timestampKeys(u.tm))
 }
 
-func equalSets(a, b trustedSet) bool {
-	return string(a.Timestamp) == string(b.Timestamp) && string(a.Snapshot) == string(b.Snapshot) && string(a.Targets) == string(b.Targets)
+func (c *Client) write(set trustedSet) error {
+	b, err := json.Marshal(set)
+	if err != nil {
+		return fmt.Errorf("keep metadata: %w", err)
+	}
+	if err := c.files.WriteFile(setFile, b); err != nil {
+		return fmt.Errorf("keep metadata: %w", err)
+	}
+	return nil
+}
+
+// remember keeps what was rightly signed of a set that was not accepted as a
+// whole, beside the set that holds.
+func (c *Client) remember(part trustedSet) error {
+	next := c.set
+	if len(part.Timestamp) > 0 && !bytes.Equal(part.Timestamp, c.set.Timestamp) {
+		next.Seen.Timestamp = part.Timestamp
+	}
+	if len(part.Snapshot) > 0 && !bytes.Equal(part.Snapshot, c.set.Snapshot) {
+		next.Seen.Snapshot = part.Snapshot
+	}
+	if next.Seen.equal(c.set.Seen) {
+		return nil
+	}
+	if err := c.write(next); err != nil {
+		return err
+	}
+	c.set.Seen = next.Seen
+	return nil
 }
 
 func latest(a, b time.Time) time.Time {
@@ -377,14 +439,88 @@ func (c *Client) Expires() time.Time {
 }
 
 // Target returns what the image repository, as of the last refresh, lists
-// under path, or ErrUnknownTarget.
+// under path: at the top level, or in a delegated role that was learned.
+// ErrUnknownTarget says that it does not, ErrNotHeld that this device cannot
+// tell. What an auto role lists comes with its policy; where there is none, or
+// it is not for this path, the error is an *Attack.
 func (c *Client) Target(path string) (TargetInfo, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return targetInfo(c.targets, path)
+	if c.targets == nil {
+		return TargetInfo{}, fmt.Errorf("target %q: %w", path, ErrUnknownTarget)
+	}
+	found, _, err := walk(path, c.heldRoles())
+	switch {
+	case errors.Is(err, errNotSigned):
+		return TargetInfo{}, fmt.Errorf("target %q: %w: %w", path, ErrUnknownTarget, err)
+	case err != nil:
+		return TargetInfo{}, fmt.Errorf("target %q: %w", path, err)
+	case found == nil:
+		return TargetInfo{}, fmt.Errorf("target %q: %w", path, ErrUnknownTarget)
+	}
+	info, err := targetInfo(found.by, path)
+	if err != nil || found.role == metadata.TARGETS {
+		return info, err
+	}
+	info.Role = found.role
+	if found.auto == "" {
+		return info, nil
+	}
+	info.Policy, err = c.policy(found.auto, path)
+	return info, err
 }
 
-// Targets returns the listed paths, sorted.
+// heldRoles is the loader of what is on the device: verified against each
+// delegator anew, whatever its age, as the top level is.
+func (c *Client) heldRoles() loader {
+	parsed := map[string]*targetsMeta{metadata.TARGETS: c.targets}
+	return func(role, parent string) (*targetsMeta, error) {
+		if parent == metadata.ROOT {
+			return c.targets, nil
+		}
+		b := c.set.Roles[role]
+		if b == nil && c.snapshot != nil && c.snapshot.Signed.Meta[role+".json"] == nil {
+			return nil, fmt.Errorf("%s: %w", role, errNotSigned)
+		}
+		if b == nil {
+			return nil, fmt.Errorf("%s: %w", role, ErrNotHeld)
+		}
+		m, err := metadata.Targets().FromBytes(b)
+		if err != nil {
+			return nil, refusal(role, err)
+		}
+		if err := guard(func() error { return parsed[parent].VerifyDelegate(role, m) }); err != nil {
+			return nil, refusal(role, err)
+		}
+		parsed[role] = m
+		return m, nil
+	}
+}
+
+// policy returns what a person signed for the model of an auto role.
+func (c *Client) policy(role, path string) (*AutoPolicy, error) {
+	model := strings.TrimPrefix(role, "auto/")
+	refuse := func(why error) error {
+		return &Attack{ClassUnauthorised, fmt.Errorf("%s is listed by %s: %w", path, role, why)}
+	}
+	info, err := targetInfo(c.targets, policyOf(model))
+	if err != nil {
+		return nil, refuse(err)
+	}
+	p := info.Custom.Policy
+	if p == nil {
+		return nil, refuse(fmt.Errorf("%s holds no policy", info.Path))
+	}
+	if err := p.Validate(); err != nil {
+		return nil, refuse(err)
+	}
+	if p.Model != model || !p.lists(path) {
+		return nil, refuse(fmt.Errorf("the policy signed is for model %s and paths %s", p.Model, strings.Join(p.Paths, ", ")))
+	}
+	return p, nil
+}
+
+// Targets returns the paths listed at the top level, sorted.
 func (c *Client) Targets() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -415,154 +551,4 @@ func (c *Client) DirectorKeys() ([]crypto.PublicKey, error) {
 		return nil, fmt.Errorf("%s: lists no keys", DirectorTarget)
 	}
 	return keys, nil
-}
-
-// update is one walk from timestamp to targets.
-type update struct {
-	ctx  context.Context
-	src  MetadataSource
-	tm   *trustedmetadata.TrustedMetadata
-	have trustedSet
-	next trustedSet
-}
-
-// get fetches one file, bounded.
-func (u *update) get(name string, limit int64) ([]byte, error) {
-	b, err := u.src(u.ctx, name)
-	if err != nil {
-		return nil, fmt.Errorf("get %s: %w", name, err)
-	}
-	if int64(len(b)) > limit {
-		return nil, &Attack{ClassEndless, fmt.Errorf("%s: %d bytes, limit %d", name, len(b), limit)}
-	}
-	return b, nil
-}
-
-func (u *update) timestamp() error {
-	if len(u.have.Timestamp) > 0 {
-		// Loaded for protection against rollback even when expired; one that
-		// the current root does not stand behind is passed over, which is how
-		// a device recovers from versions run up with a stolen key.
-		_ = guard(func() error { _, err := u.tm.UpdateTimestamp(u.have.Timestamp); return err })
-	}
-	b, err := u.get("timestamp.json", maxTimestamp)
-	if err != nil {
-		return err
-	}
-	err = guard(func() error { _, err := u.tm.UpdateTimestamp(b); return err })
-	switch {
-	case err == nil:
-		u.next.Timestamp = b
-	case errors.Is(err, &metadata.ErrEqualVersionNumber{}):
-		u.next.Timestamp = u.have.Timestamp
-	default:
-		return refusal("timestamp.json", err)
-	}
-	if u.tm.Timestamp.Signed.IsExpired(u.tm.RefTime) {
-		return refusal("timestamp.json", &metadata.ErrExpiredMetadata{Msg: "expired at " + u.tm.Timestamp.Signed.Expires.UTC().Format(time.RFC3339)})
-	}
-	return nil
-}
-
-// meta returns the entry of a file in the metadata above it, and how long the
-// file may be; what is signed but unusable is refused. Length and hashes are
-// optional in TUF, the version is not.
-func meta(of map[string]*metadata.MetaFiles, role string, limit int64) (*metadata.MetaFiles, int64, error) {
-	m := of[role+".json"]
-	if m == nil || m.Version < 1 || m.Length < 0 {
-		return nil, 0, &Attack{ClassMalformed, fmt.Errorf("no usable version of %s.json is signed", role)}
-	}
-	if m.Length > 0 {
-		limit = min(limit, m.Length)
-	}
-	return m, limit, nil
-}
-
-func (u *update) name(role string, m *metadata.MetaFiles) string {
-	if u.tm.Root.Signed.ConsistentSnapshot {
-		return fmt.Sprintf("%d.%s.json", m.Version, role)
-	}
-	return role + ".json"
-}
-
-func (u *update) snapshot() error {
-	m, limit, err := meta(u.tm.Timestamp.Signed.Meta, metadata.SNAPSHOT, maxSnapshot)
-	if err != nil {
-		return err
-	}
-	if len(u.have.Snapshot) > 0 {
-		// Loaded for protection against rollback, as the timestamp was.
-		_ = guard(func() error { _, err := u.tm.UpdateSnapshot(u.have.Snapshot, true); return err })
-		if s := u.tm.Snapshot; s != nil && s.Signed.Version == m.Version && m.VerifyLengthHashes(u.have.Snapshot) == nil && !s.Signed.IsExpired(u.tm.RefTime) {
-			u.next.Snapshot = u.have.Snapshot
-			return nil
-		}
-	}
-	name := u.name(metadata.SNAPSHOT, m)
-	b, err := u.get(name, limit)
-	if err != nil {
-		return err
-	}
-	if err := guard(func() error { _, err := u.tm.UpdateSnapshot(b, false); return err }); err != nil {
-		if signed, perr := metadata.Snapshot().FromBytes(b); perr == nil {
-			return u.refusal(name, err, metadata.SNAPSHOT, signed, signed.Signed.Version != m.Version)
-		}
-		return refusal(name, err)
-	}
-	u.next.Snapshot = b
-	return nil
-}
-
-func (u *update) targets() error {
-	m, limit, err := meta(u.tm.Snapshot.Signed.Meta, metadata.TARGETS, maxTargets)
-	if err != nil {
-		return err
-	}
-	if len(u.have.Targets) > 0 && m.VerifyLengthHashes(u.have.Targets) == nil {
-		if guard(func() error { _, err := u.tm.UpdateTargets(u.have.Targets); return err }) == nil {
-			u.next.Targets = u.have.Targets
-			return nil
-		}
-	}
-	name := u.name(metadata.TARGETS, m)
-	b, err := u.get(name, limit)
-	if err != nil {
-		return err
-	}
-	if err := guard(func() error { _, err := u.tm.UpdateTargets(b); return err }); err != nil {
-		if signed, perr := metadata.Targets().FromBytes(b); perr == nil {
-			return u.refusal(name, err, metadata.TARGETS, signed, signed.Signed.Version != m.Version)
-		}
-		return refusal(name, err)
-	}
-	u.next.Targets = b
-	return nil
-}
-
-// refusal tells a file that was rightly signed at another time, which does not
-// belong to the set, from one that was changed.
-func (u *update) refusal(name string, err error, role string, signed any, other bool) error {
-	mismatch := errors.Is(err, &metadata.ErrLengthOrHashMismatch{}) || other && errors.Is(err, &metadata.ErrBadVersionNumber{})
-	if mismatch && guard(func() error { return u.tm.Root.VerifyDelegate(role, signed) }) == nil {
-		return &Attack{ClassMixAndMatch, fmt.Errorf("%s: rightly signed, but not the one listed: %w", name, err)}
-	}
-	return refusal(name, err)
-}
-
-// refusal names the class of an error of the TUF state machine.
-func refusal(name string, err error) error {
-	class := ClassMalformed
-	switch {
-	case errors.Is(err, &metadata.ErrExpiredMetadata{}):
-		class = ClassFreeze
-	case errors.Is(err, &metadata.ErrBadVersionNumber{}):
-		class = ClassRollback
-	case errors.Is(err, &metadata.ErrLengthOrHashMismatch{}):
-		class = ClassWrongHash
-	case errors.Is(err, &metadata.ErrUnsignedMetadata{}):
-		class = ClassArbitrary
-	case errors.Is(err, &metadata.ErrRepository{}):
-		class = ClassRollback // an entry of the snapshot held is gone
-	}
-	return &Attack{Class: class, Err: fmt.Errorf("%s: %w", name, err)}
 }

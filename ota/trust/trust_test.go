@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -89,7 +90,7 @@ func (w *world) meta(name string) []byte {
 	return b
 }
 
-// state is all the client has on disk.
+// state is all the client has on disk, but for what it saw and did not accept.
 func (w *world) state() map[string]string {
 	w.t.Helper()
 	out := map[string]string{}
@@ -99,6 +100,15 @@ func (w *world) state() map[string]string {
 			w.t.Fatal(err)
 		}
 		out[name] = string(b)
+	}
+	var set trustedSet
+	if err := json.Unmarshal([]byte(out[setFile]), &set); err == nil {
+		set.Seen = seenSet{}
+		b, err := json.Marshal(set)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		out[setFile] = string(b)
 	}
 	return out
 }
