@@ -371,8 +371,10 @@ type Device struct {
 	ClockDoubtful bool   `protobuf:"varint,30,opt,name=clock_doubtful,json=clockDoubtful,proto3" json:"clock_doubtful,omitempty"`
 	// The device holds a generation that the control plane never gave.
 	GenerationFromFuture bool `protobuf:"varint,31,opt,name=generation_from_future,json=generationFromFuture,proto3" json:"generation_from_future,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// What its policy makes of its update; absent when it is under none.
+	Transfer      *TransferState `protobuf:"bytes,120,opt,name=transfer,proto3" json:"transfer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Device) Reset() {
@@ -622,6 +624,181 @@ func (x *Device) GetGenerationFromFuture() bool {
 	return false
 }
 
+func (x *Device) GetTransfer() *TransferState {
+	if x != nil {
+		return x.Transfer
+	}
+	return nil
+}
+
+// TransferState is a device under a policy of windows and allowances.
+type TransferState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Network interface of the default route.
+	Interface string `protobuf:"bytes,1,opt,name=interface,proto3" json:"interface,omitempty"`
+	// unmetered or metered.
+	LinkClass string `protobuf:"bytes,2,opt,name=link_class,json=linkClass,proto3" json:"link_class,omitempty"`
+	// The device's own time zone.
+	Zone string          `protobuf:"bytes,3,opt,name=zone,proto3" json:"zone,omitempty"`
+	Used []*AllowanceUse `protobuf:"bytes,4,rep,name=used,proto3" json:"used,omitempty"`
+	// download window, apply window or allowance; empty when nothing waits.
+	Waits string `protobuf:"bytes,5,opt,name=waits,proto3" json:"waits,omitempty"`
+	// When it may go on; absent when that is not in sight.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferState) Reset() {
+	*x = TransferState{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferState) ProtoMessage() {}
+
+func (x *TransferState) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferState.ProtoReflect.Descriptor instead.
+func (*TransferState) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *TransferState) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+func (x *TransferState) GetLinkClass() string {
+	if x != nil {
+		return x.LinkClass
+	}
+	return ""
+}
+
+func (x *TransferState) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *TransferState) GetUsed() []*AllowanceUse {
+	if x != nil {
+		return x.Used
+	}
+	return nil
+}
+
+func (x *TransferState) GetWaits() string {
+	if x != nil {
+		return x.Waits
+	}
+	return ""
+}
+
+func (x *TransferState) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+type AllowanceUse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	LinkClass string                 `protobuf:"bytes,1,opt,name=link_class,json=linkClass,proto3" json:"link_class,omitempty"`
+	// day or month.
+	Period string `protobuf:"bytes,2,opt,name=period,proto3" json:"period,omitempty"`
+	// As 2026-11-24 or 2026-11.
+	Name          string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Bytes         int64  `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Limit         int64  `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AllowanceUse) Reset() {
+	*x = AllowanceUse{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AllowanceUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AllowanceUse) ProtoMessage() {}
+
+func (x *AllowanceUse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AllowanceUse.ProtoReflect.Descriptor instead.
+func (*AllowanceUse) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *AllowanceUse) GetLinkClass() string {
+	if x != nil {
+		return x.LinkClass
+	}
+	return ""
+}
+
+func (x *AllowanceUse) GetPeriod() string {
+	if x != nil {
+		return x.Period
+	}
+	return ""
+}
+
+func (x *AllowanceUse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AllowanceUse) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *AllowanceUse) GetLimit() int64 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
 // Reading is the latest value of one series.
 type Reading struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -635,7 +812,7 @@ type Reading struct {
 
 func (x *Reading) Reset() {
 	*x = Reading{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -647,7 +824,7 @@ func (x *Reading) String() string {
 func (*Reading) ProtoMessage() {}
 
 func (x *Reading) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -660,7 +837,7 @@ func (x *Reading) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reading.ProtoReflect.Descriptor instead.
 func (*Reading) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{4}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Reading) GetSeries() string {
@@ -701,7 +878,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +890,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +903,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{5}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListDevicesRequest) GetSelector() string {
@@ -775,7 +952,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +964,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +977,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{6}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -834,7 +1011,7 @@ type GetDeviceRequest struct {
 
 func (x *GetDeviceRequest) Reset() {
 	*x = GetDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -846,7 +1023,7 @@ func (x *GetDeviceRequest) String() string {
 func (*GetDeviceRequest) ProtoMessage() {}
 
 func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -859,7 +1036,7 @@ func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceRequest.ProtoReflect.Descriptor instead.
 func (*GetDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{7}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetDeviceRequest) GetDevice() string {
@@ -879,7 +1056,7 @@ type GetDeviceResponse struct {
 
 func (x *GetDeviceResponse) Reset() {
 	*x = GetDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -891,7 +1068,7 @@ func (x *GetDeviceResponse) String() string {
 func (*GetDeviceResponse) ProtoMessage() {}
 
 func (x *GetDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -904,7 +1081,7 @@ func (x *GetDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceResponse.ProtoReflect.Descriptor instead.
 func (*GetDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{8}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetDeviceResponse) GetDevice() *Device {
@@ -930,7 +1107,7 @@ type WatchDeviceRequest struct {
 
 func (x *WatchDeviceRequest) Reset() {
 	*x = WatchDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1119,7 @@ func (x *WatchDeviceRequest) String() string {
 func (*WatchDeviceRequest) ProtoMessage() {}
 
 func (x *WatchDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1132,7 @@ func (x *WatchDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeviceRequest.ProtoReflect.Descriptor instead.
 func (*WatchDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{9}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WatchDeviceRequest) GetDevice() string {
@@ -975,7 +1152,7 @@ type WatchDeviceResponse struct {
 
 func (x *WatchDeviceResponse) Reset() {
 	*x = WatchDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1164,7 @@ func (x *WatchDeviceResponse) String() string {
 func (*WatchDeviceResponse) ProtoMessage() {}
 
 func (x *WatchDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1177,7 @@ func (x *WatchDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeviceResponse.ProtoReflect.Descriptor instead.
 func (*WatchDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WatchDeviceResponse) GetDevice() *Device {
@@ -1026,7 +1203,7 @@ type WatchFleetRequest struct {
 
 func (x *WatchFleetRequest) Reset() {
 	*x = WatchFleetRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1038,7 +1215,7 @@ func (x *WatchFleetRequest) String() string {
 func (*WatchFleetRequest) ProtoMessage() {}
 
 func (x *WatchFleetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1051,7 +1228,7 @@ func (x *WatchFleetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFleetRequest.ProtoReflect.Descriptor instead.
 func (*WatchFleetRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WatchFleetRequest) GetSelector() string {
@@ -1071,7 +1248,7 @@ type WatchFleetResponse struct {
 
 func (x *WatchFleetResponse) Reset() {
 	*x = WatchFleetResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1260,7 @@ func (x *WatchFleetResponse) String() string {
 func (*WatchFleetResponse) ProtoMessage() {}
 
 func (x *WatchFleetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1273,7 @@ func (x *WatchFleetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFleetResponse.ProtoReflect.Descriptor instead.
 func (*WatchFleetResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WatchFleetResponse) GetStatus() *FleetStatus {
@@ -1123,7 +1300,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1135,7 +1312,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1148,7 +1325,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Count) GetKey() string {
@@ -1184,7 +1361,7 @@ type FleetStatus struct {
 
 func (x *FleetStatus) Reset() {
 	*x = FleetStatus{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1373,7 @@ func (x *FleetStatus) String() string {
 func (*FleetStatus) ProtoMessage() {}
 
 func (x *FleetStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +1386,7 @@ func (x *FleetStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FleetStatus.ProtoReflect.Descriptor instead.
 func (*FleetStatus) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FleetStatus) GetDevices() int32 {
@@ -1291,7 +1468,7 @@ type GetFleetStatusRequest struct {
 
 func (x *GetFleetStatusRequest) Reset() {
 	*x = GetFleetStatusRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1303,7 +1480,7 @@ func (x *GetFleetStatusRequest) String() string {
 func (*GetFleetStatusRequest) ProtoMessage() {}
 
 func (x *GetFleetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1316,7 +1493,7 @@ func (x *GetFleetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFleetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetFleetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetFleetStatusRequest) GetSelector() string {
@@ -1335,7 +1512,7 @@ type GetFleetStatusResponse struct {
 
 func (x *GetFleetStatusResponse) Reset() {
 	*x = GetFleetStatusResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1524,7 @@ func (x *GetFleetStatusResponse) String() string {
 func (*GetFleetStatusResponse) ProtoMessage() {}
 
 func (x *GetFleetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1537,7 @@ func (x *GetFleetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFleetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetFleetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetFleetStatusResponse) GetStatus() *FleetStatus {
@@ -1379,7 +1556,7 @@ type ExplainDeviceRequest struct {
 
 func (x *ExplainDeviceRequest) Reset() {
 	*x = ExplainDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1391,7 +1568,7 @@ func (x *ExplainDeviceRequest) String() string {
 func (*ExplainDeviceRequest) ProtoMessage() {}
 
 func (x *ExplainDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1404,7 +1581,7 @@ func (x *ExplainDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ExplainDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExplainDeviceRequest) GetDevice() string {
@@ -1425,7 +1602,7 @@ type ExplainDeviceResponse struct {
 
 func (x *ExplainDeviceResponse) Reset() {
 	*x = ExplainDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1437,7 +1614,7 @@ func (x *ExplainDeviceResponse) String() string {
 func (*ExplainDeviceResponse) ProtoMessage() {}
 
 func (x *ExplainDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1450,7 +1627,7 @@ func (x *ExplainDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ExplainDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExplainDeviceResponse) GetSummary() string {
@@ -1483,7 +1660,7 @@ type DeviceEvent struct {
 
 func (x *DeviceEvent) Reset() {
 	*x = DeviceEvent{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1672,7 @@ func (x *DeviceEvent) String() string {
 func (*DeviceEvent) ProtoMessage() {}
 
 func (x *DeviceEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1685,7 @@ func (x *DeviceEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceEvent.ProtoReflect.Descriptor instead.
 func (*DeviceEvent) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeviceEvent) GetTime() *timestamppb.Timestamp {
@@ -1570,7 +1747,7 @@ type ListDeviceEventsRequest struct {
 
 func (x *ListDeviceEventsRequest) Reset() {
 	*x = ListDeviceEventsRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +1759,7 @@ func (x *ListDeviceEventsRequest) String() string {
 func (*ListDeviceEventsRequest) ProtoMessage() {}
 
 func (x *ListDeviceEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +1772,7 @@ func (x *ListDeviceEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeviceEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListDeviceEventsRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListDeviceEventsRequest) GetDevice() string {
@@ -1621,7 +1798,7 @@ type ListDeviceEventsResponse struct {
 
 func (x *ListDeviceEventsResponse) Reset() {
 	*x = ListDeviceEventsResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +1810,7 @@ func (x *ListDeviceEventsResponse) String() string {
 func (*ListDeviceEventsResponse) ProtoMessage() {}
 
 func (x *ListDeviceEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +1823,7 @@ func (x *ListDeviceEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeviceEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListDeviceEventsResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListDeviceEventsResponse) GetEvents() []*DeviceEvent {
@@ -1665,7 +1842,7 @@ type ApproveDeviceRequest struct {
 
 func (x *ApproveDeviceRequest) Reset() {
 	*x = ApproveDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1677,7 +1854,7 @@ func (x *ApproveDeviceRequest) String() string {
 func (*ApproveDeviceRequest) ProtoMessage() {}
 
 func (x *ApproveDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1690,7 +1867,7 @@ func (x *ApproveDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ApproveDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ApproveDeviceRequest) GetDevice() string {
@@ -1709,7 +1886,7 @@ type ApproveDeviceResponse struct {
 
 func (x *ApproveDeviceResponse) Reset() {
 	*x = ApproveDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +1898,7 @@ func (x *ApproveDeviceResponse) String() string {
 func (*ApproveDeviceResponse) ProtoMessage() {}
 
 func (x *ApproveDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +1911,7 @@ func (x *ApproveDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ApproveDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ApproveDeviceResponse) GetDevice() *Device {
@@ -1754,7 +1931,7 @@ type RevokeDeviceRequest struct {
 
 func (x *RevokeDeviceRequest) Reset() {
 	*x = RevokeDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1766,7 +1943,7 @@ func (x *RevokeDeviceRequest) String() string {
 func (*RevokeDeviceRequest) ProtoMessage() {}
 
 func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1779,7 +1956,7 @@ func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RevokeDeviceRequest) GetDevice() string {
@@ -1806,7 +1983,7 @@ type RevokeDeviceResponse struct {
 
 func (x *RevokeDeviceResponse) Reset() {
 	*x = RevokeDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1818,7 +1995,7 @@ func (x *RevokeDeviceResponse) String() string {
 func (*RevokeDeviceResponse) ProtoMessage() {}
 
 func (x *RevokeDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1831,7 +2008,7 @@ func (x *RevokeDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceResponse.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RevokeDeviceResponse) GetDevice() *Device {
@@ -1858,7 +2035,7 @@ type ReplaceDeviceRequest struct {
 
 func (x *ReplaceDeviceRequest) Reset() {
 	*x = ReplaceDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +2047,7 @@ func (x *ReplaceDeviceRequest) String() string {
 func (*ReplaceDeviceRequest) ProtoMessage() {}
 
 func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +2060,7 @@ func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReplaceDeviceRequest) GetOldDevice() string {
@@ -1909,7 +2086,7 @@ type ReplaceDeviceResponse struct {
 
 func (x *ReplaceDeviceResponse) Reset() {
 	*x = ReplaceDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2098,7 @@ func (x *ReplaceDeviceResponse) String() string {
 func (*ReplaceDeviceResponse) ProtoMessage() {}
 
 func (x *ReplaceDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2111,7 @@ func (x *ReplaceDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{27}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ReplaceDeviceResponse) GetDevice() *Device {
@@ -1960,7 +2137,7 @@ type LabelDeviceRequest struct {
 
 func (x *LabelDeviceRequest) Reset() {
 	*x = LabelDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2149,7 @@ func (x *LabelDeviceRequest) String() string {
 func (*LabelDeviceRequest) ProtoMessage() {}
 
 func (x *LabelDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2162,7 @@ func (x *LabelDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelDeviceRequest.ProtoReflect.Descriptor instead.
 func (*LabelDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *LabelDeviceRequest) GetDevice() string {
@@ -2039,7 +2216,7 @@ type LabelDeviceResponse struct {
 
 func (x *LabelDeviceResponse) Reset() {
 	*x = LabelDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2051,7 +2228,7 @@ func (x *LabelDeviceResponse) String() string {
 func (*LabelDeviceResponse) ProtoMessage() {}
 
 func (x *LabelDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2064,7 +2241,7 @@ func (x *LabelDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelDeviceResponse.ProtoReflect.Descriptor instead.
 func (*LabelDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *LabelDeviceResponse) GetDevice() *Device {
@@ -2078,14 +2255,16 @@ type AssignReleaseRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Device string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
 	// Digest or name@version; empty means none.
-	Release       string `protobuf:"bytes,2,opt,name=release,proto3" json:"release,omitempty"`
+	Release string `protobuf:"bytes,2,opt,name=release,proto3" json:"release,omitempty"`
+	// Wait for no window and no allowance of the policy.
+	Now           bool `protobuf:"varint,120,opt,name=now,proto3" json:"now,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AssignReleaseRequest) Reset() {
 	*x = AssignReleaseRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2097,7 +2276,7 @@ func (x *AssignReleaseRequest) String() string {
 func (*AssignReleaseRequest) ProtoMessage() {}
 
 func (x *AssignReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2110,7 +2289,7 @@ func (x *AssignReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignReleaseRequest.ProtoReflect.Descriptor instead.
 func (*AssignReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AssignReleaseRequest) GetDevice() string {
@@ -2127,6 +2306,13 @@ func (x *AssignReleaseRequest) GetRelease() string {
 	return ""
 }
 
+func (x *AssignReleaseRequest) GetNow() bool {
+	if x != nil {
+		return x.Now
+	}
+	return false
+}
+
 type AssignReleaseResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Device        *Device                `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
@@ -2136,7 +2322,7 @@ type AssignReleaseResponse struct {
 
 func (x *AssignReleaseResponse) Reset() {
 	*x = AssignReleaseResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2148,7 +2334,7 @@ func (x *AssignReleaseResponse) String() string {
 func (*AssignReleaseResponse) ProtoMessage() {}
 
 func (x *AssignReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2161,7 +2347,7 @@ func (x *AssignReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignReleaseResponse.ProtoReflect.Descriptor instead.
 func (*AssignReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AssignReleaseResponse) GetDevice() *Device {
@@ -2180,7 +2366,7 @@ type ConfirmGenerationRequest struct {
 
 func (x *ConfirmGenerationRequest) Reset() {
 	*x = ConfirmGenerationRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2378,7 @@ func (x *ConfirmGenerationRequest) String() string {
 func (*ConfirmGenerationRequest) ProtoMessage() {}
 
 func (x *ConfirmGenerationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2391,7 @@ func (x *ConfirmGenerationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmGenerationRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmGenerationRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ConfirmGenerationRequest) GetDevice() string {
@@ -2224,7 +2410,7 @@ type ConfirmGenerationResponse struct {
 
 func (x *ConfirmGenerationResponse) Reset() {
 	*x = ConfirmGenerationResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2236,7 +2422,7 @@ func (x *ConfirmGenerationResponse) String() string {
 func (*ConfirmGenerationResponse) ProtoMessage() {}
 
 func (x *ConfirmGenerationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2249,7 +2435,7 @@ func (x *ConfirmGenerationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmGenerationResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmGenerationResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ConfirmGenerationResponse) GetDevice() *Device {
@@ -2278,7 +2464,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2290,7 +2476,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2303,7 +2489,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Token) GetId() string {
@@ -2398,7 +2584,7 @@ type CreateTokensRequest struct {
 
 func (x *CreateTokensRequest) Reset() {
 	*x = CreateTokensRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2410,7 +2596,7 @@ func (x *CreateTokensRequest) String() string {
 func (*CreateTokensRequest) ProtoMessage() {}
 
 func (x *CreateTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2423,7 +2609,7 @@ func (x *CreateTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokensRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokensRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CreateTokensRequest) GetCount() int32 {
@@ -2486,7 +2672,7 @@ type CreatedToken struct {
 
 func (x *CreatedToken) Reset() {
 	*x = CreatedToken{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2498,7 +2684,7 @@ func (x *CreatedToken) String() string {
 func (*CreatedToken) ProtoMessage() {}
 
 func (x *CreatedToken) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2511,7 +2697,7 @@ func (x *CreatedToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatedToken.ProtoReflect.Descriptor instead.
 func (*CreatedToken) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CreatedToken) GetToken() *Token {
@@ -2537,7 +2723,7 @@ type CreateTokensResponse struct {
 
 func (x *CreateTokensResponse) Reset() {
 	*x = CreateTokensResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2549,7 +2735,7 @@ func (x *CreateTokensResponse) String() string {
 func (*CreateTokensResponse) ProtoMessage() {}
 
 func (x *CreateTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2562,7 +2748,7 @@ func (x *CreateTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokensResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokensResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CreateTokensResponse) GetTokens() []*CreatedToken {
@@ -2580,7 +2766,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2592,7 +2778,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2605,7 +2791,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{38}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{40}
 }
 
 type ListTokensResponse struct {
@@ -2617,7 +2803,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2629,7 +2815,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2642,7 +2828,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{39}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -2661,7 +2847,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2673,7 +2859,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2686,7 +2872,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{40}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -2705,7 +2891,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2717,7 +2903,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2730,7 +2916,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{41}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RevokeTokenResponse) GetToken() *Token {
@@ -2755,7 +2941,7 @@ type Parameter struct {
 
 func (x *Parameter) Reset() {
 	*x = Parameter{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2767,7 +2953,7 @@ func (x *Parameter) String() string {
 func (*Parameter) ProtoMessage() {}
 
 func (x *Parameter) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2780,7 +2966,7 @@ func (x *Parameter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parameter.ProtoReflect.Descriptor instead.
 func (*Parameter) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{42}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Parameter) GetScope() ParameterScope {
@@ -2829,7 +3015,7 @@ type SetParametersRequest struct {
 
 func (x *SetParametersRequest) Reset() {
 	*x = SetParametersRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2841,7 +3027,7 @@ func (x *SetParametersRequest) String() string {
 func (*SetParametersRequest) ProtoMessage() {}
 
 func (x *SetParametersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2854,7 +3040,7 @@ func (x *SetParametersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetParametersRequest.ProtoReflect.Descriptor instead.
 func (*SetParametersRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{43}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SetParametersRequest) GetSet() []*Parameter {
@@ -2881,7 +3067,7 @@ type SetParametersResponse struct {
 
 func (x *SetParametersResponse) Reset() {
 	*x = SetParametersResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2893,7 +3079,7 @@ func (x *SetParametersResponse) String() string {
 func (*SetParametersResponse) ProtoMessage() {}
 
 func (x *SetParametersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2906,7 +3092,7 @@ func (x *SetParametersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetParametersResponse.ProtoReflect.Descriptor instead.
 func (*SetParametersResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{44}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SetParametersResponse) GetDevices() int32 {
@@ -2926,7 +3112,7 @@ type ListParametersRequest struct {
 
 func (x *ListParametersRequest) Reset() {
 	*x = ListParametersRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2938,7 +3124,7 @@ func (x *ListParametersRequest) String() string {
 func (*ListParametersRequest) ProtoMessage() {}
 
 func (x *ListParametersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2951,7 +3137,7 @@ func (x *ListParametersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListParametersRequest.ProtoReflect.Descriptor instead.
 func (*ListParametersRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{45}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListParametersRequest) GetDevice() string {
@@ -2970,7 +3156,7 @@ type ListParametersResponse struct {
 
 func (x *ListParametersResponse) Reset() {
 	*x = ListParametersResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2982,7 +3168,7 @@ func (x *ListParametersResponse) String() string {
 func (*ListParametersResponse) ProtoMessage() {}
 
 func (x *ListParametersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2995,7 +3181,7 @@ func (x *ListParametersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListParametersResponse.ProtoReflect.Descriptor instead.
 func (*ListParametersResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{46}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListParametersResponse) GetParameters() []*Parameter {
@@ -3024,8 +3210,7 @@ const file_skein_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
 	"\arelease\x18\x03 \x01(\tR\arelease\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12.\n" +
-	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xed\n" +
-	"\n" +
+	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xa8\v\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -3060,10 +3245,26 @@ const file_skein_fleet_v1_fleet_proto_rawDesc = "" +
 	"\arollout\x18\x1c \x01(\tR\arollout\x12\x17\n" +
 	"\aboot_id\x18\x1d \x01(\tR\x06bootId\x12%\n" +
 	"\x0eclock_doubtful\x18\x1e \x01(\bR\rclockDoubtful\x124\n" +
-	"\x16generation_from_future\x18\x1f \x01(\bR\x14generationFromFuture\x1a9\n" +
+	"\x16generation_from_future\x18\x1f \x01(\bR\x14generationFromFuture\x129\n" +
+	"\btransfer\x18x \x01(\v2\x1d.skein.fleet.v1.TransferStateR\btransfer\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"g\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xda\x01\n" +
+	"\rTransferState\x12\x1c\n" +
+	"\tinterface\x18\x01 \x01(\tR\tinterface\x12\x1d\n" +
+	"\n" +
+	"link_class\x18\x02 \x01(\tR\tlinkClass\x12\x12\n" +
+	"\x04zone\x18\x03 \x01(\tR\x04zone\x120\n" +
+	"\x04used\x18\x04 \x03(\v2\x1c.skein.fleet.v1.AllowanceUseR\x04used\x12\x14\n" +
+	"\x05waits\x18\x05 \x01(\tR\x05waits\x120\n" +
+	"\x05until\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\x85\x01\n" +
+	"\fAllowanceUse\x12\x1d\n" +
+	"\n" +
+	"link_class\x18\x01 \x01(\tR\tlinkClass\x12\x16\n" +
+	"\x06period\x18\x02 \x01(\tR\x06period\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\x12\x14\n" +
+	"\x05limit\x18\x05 \x01(\x03R\x05limit\"g\n" +
 	"\aReading\x12\x16\n" +
 	"\x06series\x18\x01 \x01(\tR\x06series\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x01R\x05value\x12.\n" +
@@ -3163,10 +3364,11 @@ const file_skein_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"E\n" +
 	"\x13LabelDeviceResponse\x12.\n" +
-	"\x06device\x18\x01 \x01(\v2\x16.skein.fleet.v1.DeviceR\x06device\"H\n" +
+	"\x06device\x18\x01 \x01(\v2\x16.skein.fleet.v1.DeviceR\x06device\"Z\n" +
 	"\x14AssignReleaseRequest\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12\x18\n" +
-	"\arelease\x18\x02 \x01(\tR\arelease\"G\n" +
+	"\arelease\x18\x02 \x01(\tR\arelease\x12\x10\n" +
+	"\x03now\x18x \x01(\bR\x03now\"G\n" +
 	"\x15AssignReleaseResponse\x12.\n" +
 	"\x06device\x18\x01 \x01(\v2\x16.skein.fleet.v1.DeviceR\x06device\"2\n" +
 	"\x18ConfirmGenerationRequest\x12\x16\n" +
@@ -3278,7 +3480,7 @@ func file_skein_fleet_v1_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_skein_fleet_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_skein_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_skein_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_skein_fleet_v1_fleet_proto_goTypes = []any{
 	(DeviceState)(0),                  // 0: skein.fleet.v1.DeviceState
 	(ParameterScope)(0),               // 1: skein.fleet.v1.ParameterScope
@@ -3286,146 +3488,151 @@ var file_skein_fleet_v1_fleet_proto_goTypes = []any{
 	(*Condition)(nil),                 // 3: skein.fleet.v1.Condition
 	(*StepEntry)(nil),                 // 4: skein.fleet.v1.StepEntry
 	(*Device)(nil),                    // 5: skein.fleet.v1.Device
-	(*Reading)(nil),                   // 6: skein.fleet.v1.Reading
-	(*ListDevicesRequest)(nil),        // 7: skein.fleet.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),       // 8: skein.fleet.v1.ListDevicesResponse
-	(*GetDeviceRequest)(nil),          // 9: skein.fleet.v1.GetDeviceRequest
-	(*GetDeviceResponse)(nil),         // 10: skein.fleet.v1.GetDeviceResponse
-	(*WatchDeviceRequest)(nil),        // 11: skein.fleet.v1.WatchDeviceRequest
-	(*WatchDeviceResponse)(nil),       // 12: skein.fleet.v1.WatchDeviceResponse
-	(*WatchFleetRequest)(nil),         // 13: skein.fleet.v1.WatchFleetRequest
-	(*WatchFleetResponse)(nil),        // 14: skein.fleet.v1.WatchFleetResponse
-	(*Count)(nil),                     // 15: skein.fleet.v1.Count
-	(*FleetStatus)(nil),               // 16: skein.fleet.v1.FleetStatus
-	(*GetFleetStatusRequest)(nil),     // 17: skein.fleet.v1.GetFleetStatusRequest
-	(*GetFleetStatusResponse)(nil),    // 18: skein.fleet.v1.GetFleetStatusResponse
-	(*ExplainDeviceRequest)(nil),      // 19: skein.fleet.v1.ExplainDeviceRequest
-	(*ExplainDeviceResponse)(nil),     // 20: skein.fleet.v1.ExplainDeviceResponse
-	(*DeviceEvent)(nil),               // 21: skein.fleet.v1.DeviceEvent
-	(*ListDeviceEventsRequest)(nil),   // 22: skein.fleet.v1.ListDeviceEventsRequest
-	(*ListDeviceEventsResponse)(nil),  // 23: skein.fleet.v1.ListDeviceEventsResponse
-	(*ApproveDeviceRequest)(nil),      // 24: skein.fleet.v1.ApproveDeviceRequest
-	(*ApproveDeviceResponse)(nil),     // 25: skein.fleet.v1.ApproveDeviceResponse
-	(*RevokeDeviceRequest)(nil),       // 26: skein.fleet.v1.RevokeDeviceRequest
-	(*RevokeDeviceResponse)(nil),      // 27: skein.fleet.v1.RevokeDeviceResponse
-	(*ReplaceDeviceRequest)(nil),      // 28: skein.fleet.v1.ReplaceDeviceRequest
-	(*ReplaceDeviceResponse)(nil),     // 29: skein.fleet.v1.ReplaceDeviceResponse
-	(*LabelDeviceRequest)(nil),        // 30: skein.fleet.v1.LabelDeviceRequest
-	(*LabelDeviceResponse)(nil),       // 31: skein.fleet.v1.LabelDeviceResponse
-	(*AssignReleaseRequest)(nil),      // 32: skein.fleet.v1.AssignReleaseRequest
-	(*AssignReleaseResponse)(nil),     // 33: skein.fleet.v1.AssignReleaseResponse
-	(*ConfirmGenerationRequest)(nil),  // 34: skein.fleet.v1.ConfirmGenerationRequest
-	(*ConfirmGenerationResponse)(nil), // 35: skein.fleet.v1.ConfirmGenerationResponse
-	(*Token)(nil),                     // 36: skein.fleet.v1.Token
-	(*CreateTokensRequest)(nil),       // 37: skein.fleet.v1.CreateTokensRequest
-	(*CreatedToken)(nil),              // 38: skein.fleet.v1.CreatedToken
-	(*CreateTokensResponse)(nil),      // 39: skein.fleet.v1.CreateTokensResponse
-	(*ListTokensRequest)(nil),         // 40: skein.fleet.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),        // 41: skein.fleet.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),        // 42: skein.fleet.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),       // 43: skein.fleet.v1.RevokeTokenResponse
-	(*Parameter)(nil),                 // 44: skein.fleet.v1.Parameter
-	(*SetParametersRequest)(nil),      // 45: skein.fleet.v1.SetParametersRequest
-	(*SetParametersResponse)(nil),     // 46: skein.fleet.v1.SetParametersResponse
-	(*ListParametersRequest)(nil),     // 47: skein.fleet.v1.ListParametersRequest
-	(*ListParametersResponse)(nil),    // 48: skein.fleet.v1.ListParametersResponse
-	nil,                               // 49: skein.fleet.v1.Device.LabelsEntry
-	nil,                               // 50: skein.fleet.v1.LabelDeviceRequest.SetEntry
-	nil,                               // 51: skein.fleet.v1.Token.LabelsEntry
-	nil,                               // 52: skein.fleet.v1.CreateTokensRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 53: google.protobuf.Timestamp
+	(*TransferState)(nil),             // 6: skein.fleet.v1.TransferState
+	(*AllowanceUse)(nil),              // 7: skein.fleet.v1.AllowanceUse
+	(*Reading)(nil),                   // 8: skein.fleet.v1.Reading
+	(*ListDevicesRequest)(nil),        // 9: skein.fleet.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),       // 10: skein.fleet.v1.ListDevicesResponse
+	(*GetDeviceRequest)(nil),          // 11: skein.fleet.v1.GetDeviceRequest
+	(*GetDeviceResponse)(nil),         // 12: skein.fleet.v1.GetDeviceResponse
+	(*WatchDeviceRequest)(nil),        // 13: skein.fleet.v1.WatchDeviceRequest
+	(*WatchDeviceResponse)(nil),       // 14: skein.fleet.v1.WatchDeviceResponse
+	(*WatchFleetRequest)(nil),         // 15: skein.fleet.v1.WatchFleetRequest
+	(*WatchFleetResponse)(nil),        // 16: skein.fleet.v1.WatchFleetResponse
+	(*Count)(nil),                     // 17: skein.fleet.v1.Count
+	(*FleetStatus)(nil),               // 18: skein.fleet.v1.FleetStatus
+	(*GetFleetStatusRequest)(nil),     // 19: skein.fleet.v1.GetFleetStatusRequest
+	(*GetFleetStatusResponse)(nil),    // 20: skein.fleet.v1.GetFleetStatusResponse
+	(*ExplainDeviceRequest)(nil),      // 21: skein.fleet.v1.ExplainDeviceRequest
+	(*ExplainDeviceResponse)(nil),     // 22: skein.fleet.v1.ExplainDeviceResponse
+	(*DeviceEvent)(nil),               // 23: skein.fleet.v1.DeviceEvent
+	(*ListDeviceEventsRequest)(nil),   // 24: skein.fleet.v1.ListDeviceEventsRequest
+	(*ListDeviceEventsResponse)(nil),  // 25: skein.fleet.v1.ListDeviceEventsResponse
+	(*ApproveDeviceRequest)(nil),      // 26: skein.fleet.v1.ApproveDeviceRequest
+	(*ApproveDeviceResponse)(nil),     // 27: skein.fleet.v1.ApproveDeviceResponse
+	(*RevokeDeviceRequest)(nil),       // 28: skein.fleet.v1.RevokeDeviceRequest
+	(*RevokeDeviceResponse)(nil),      // 29: skein.fleet.v1.RevokeDeviceResponse
+	(*ReplaceDeviceRequest)(nil),      // 30: skein.fleet.v1.ReplaceDeviceRequest
+	(*ReplaceDeviceResponse)(nil),     // 31: skein.fleet.v1.ReplaceDeviceResponse
+	(*LabelDeviceRequest)(nil),        // 32: skein.fleet.v1.LabelDeviceRequest
+	(*LabelDeviceResponse)(nil),       // 33: skein.fleet.v1.LabelDeviceResponse
+	(*AssignReleaseRequest)(nil),      // 34: skein.fleet.v1.AssignReleaseRequest
+	(*AssignReleaseResponse)(nil),     // 35: skein.fleet.v1.AssignReleaseResponse
+	(*ConfirmGenerationRequest)(nil),  // 36: skein.fleet.v1.ConfirmGenerationRequest
+	(*ConfirmGenerationResponse)(nil), // 37: skein.fleet.v1.ConfirmGenerationResponse
+	(*Token)(nil),                     // 38: skein.fleet.v1.Token
+	(*CreateTokensRequest)(nil),       // 39: skein.fleet.v1.CreateTokensRequest
+	(*CreatedToken)(nil),              // 40: skein.fleet.v1.CreatedToken
+	(*CreateTokensResponse)(nil),      // 41: skein.fleet.v1.CreateTokensResponse
+	(*ListTokensRequest)(nil),         // 42: skein.fleet.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),        // 43: skein.fleet.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),        // 44: skein.fleet.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),       // 45: skein.fleet.v1.RevokeTokenResponse
+	(*Parameter)(nil),                 // 46: skein.fleet.v1.Parameter
+	(*SetParametersRequest)(nil),      // 47: skein.fleet.v1.SetParametersRequest
+	(*SetParametersResponse)(nil),     // 48: skein.fleet.v1.SetParametersResponse
+	(*ListParametersRequest)(nil),     // 49: skein.fleet.v1.ListParametersRequest
+	(*ListParametersResponse)(nil),    // 50: skein.fleet.v1.ListParametersResponse
+	nil,                               // 51: skein.fleet.v1.Device.LabelsEntry
+	nil,                               // 52: skein.fleet.v1.LabelDeviceRequest.SetEntry
+	nil,                               // 53: skein.fleet.v1.Token.LabelsEntry
+	nil,                               // 54: skein.fleet.v1.CreateTokensRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 55: google.protobuf.Timestamp
 }
 var file_skein_fleet_v1_fleet_proto_depIdxs = []int32{
-	53, // 0: skein.fleet.v1.Condition.since:type_name -> google.protobuf.Timestamp
-	53, // 1: skein.fleet.v1.StepEntry.time:type_name -> google.protobuf.Timestamp
-	49, // 2: skein.fleet.v1.Device.labels:type_name -> skein.fleet.v1.Device.LabelsEntry
+	55, // 0: skein.fleet.v1.Condition.since:type_name -> google.protobuf.Timestamp
+	55, // 1: skein.fleet.v1.StepEntry.time:type_name -> google.protobuf.Timestamp
+	51, // 2: skein.fleet.v1.Device.labels:type_name -> skein.fleet.v1.Device.LabelsEntry
 	0,  // 3: skein.fleet.v1.Device.state:type_name -> skein.fleet.v1.DeviceState
-	53, // 4: skein.fleet.v1.Device.last_seen:type_name -> google.protobuf.Timestamp
-	53, // 5: skein.fleet.v1.Device.enrolled:type_name -> google.protobuf.Timestamp
-	53, // 6: skein.fleet.v1.Device.certificate_not_after:type_name -> google.protobuf.Timestamp
+	55, // 4: skein.fleet.v1.Device.last_seen:type_name -> google.protobuf.Timestamp
+	55, // 5: skein.fleet.v1.Device.enrolled:type_name -> google.protobuf.Timestamp
+	55, // 6: skein.fleet.v1.Device.certificate_not_after:type_name -> google.protobuf.Timestamp
 	2,  // 7: skein.fleet.v1.Device.desired_generation:type_name -> skein.fleet.v1.Generation
 	2,  // 8: skein.fleet.v1.Device.held_generation:type_name -> skein.fleet.v1.Generation
 	3,  // 9: skein.fleet.v1.Device.conditions:type_name -> skein.fleet.v1.Condition
 	4,  // 10: skein.fleet.v1.Device.journal:type_name -> skein.fleet.v1.StepEntry
-	53, // 11: skein.fleet.v1.Reading.time:type_name -> google.protobuf.Timestamp
-	5,  // 12: skein.fleet.v1.ListDevicesResponse.devices:type_name -> skein.fleet.v1.Device
-	5,  // 13: skein.fleet.v1.GetDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	6,  // 14: skein.fleet.v1.GetDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
-	5,  // 15: skein.fleet.v1.WatchDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	6,  // 16: skein.fleet.v1.WatchDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
-	16, // 17: skein.fleet.v1.WatchFleetResponse.status:type_name -> skein.fleet.v1.FleetStatus
-	5,  // 18: skein.fleet.v1.WatchFleetResponse.changed:type_name -> skein.fleet.v1.Device
-	15, // 19: skein.fleet.v1.FleetStatus.by_state:type_name -> skein.fleet.v1.Count
-	15, // 20: skein.fleet.v1.FleetStatus.by_target:type_name -> skein.fleet.v1.Count
-	15, // 21: skein.fleet.v1.FleetStatus.by_site:type_name -> skein.fleet.v1.Count
-	15, // 22: skein.fleet.v1.FleetStatus.by_release:type_name -> skein.fleet.v1.Count
-	15, // 23: skein.fleet.v1.FleetStatus.by_hardware:type_name -> skein.fleet.v1.Count
-	15, // 24: skein.fleet.v1.FleetStatus.by_condition:type_name -> skein.fleet.v1.Count
-	53, // 25: skein.fleet.v1.FleetStatus.time:type_name -> google.protobuf.Timestamp
-	16, // 26: skein.fleet.v1.GetFleetStatusResponse.status:type_name -> skein.fleet.v1.FleetStatus
-	53, // 27: skein.fleet.v1.DeviceEvent.time:type_name -> google.protobuf.Timestamp
-	53, // 28: skein.fleet.v1.DeviceEvent.received:type_name -> google.protobuf.Timestamp
-	21, // 29: skein.fleet.v1.ListDeviceEventsResponse.events:type_name -> skein.fleet.v1.DeviceEvent
-	5,  // 30: skein.fleet.v1.ApproveDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 31: skein.fleet.v1.RevokeDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 32: skein.fleet.v1.ReplaceDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	50, // 33: skein.fleet.v1.LabelDeviceRequest.set:type_name -> skein.fleet.v1.LabelDeviceRequest.SetEntry
-	5,  // 34: skein.fleet.v1.LabelDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 35: skein.fleet.v1.AssignReleaseResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 36: skein.fleet.v1.ConfirmGenerationResponse.device:type_name -> skein.fleet.v1.Device
-	53, // 37: skein.fleet.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	51, // 38: skein.fleet.v1.Token.labels:type_name -> skein.fleet.v1.Token.LabelsEntry
-	53, // 39: skein.fleet.v1.Token.created:type_name -> google.protobuf.Timestamp
-	52, // 40: skein.fleet.v1.CreateTokensRequest.labels:type_name -> skein.fleet.v1.CreateTokensRequest.LabelsEntry
-	36, // 41: skein.fleet.v1.CreatedToken.token:type_name -> skein.fleet.v1.Token
-	38, // 42: skein.fleet.v1.CreateTokensResponse.tokens:type_name -> skein.fleet.v1.CreatedToken
-	36, // 43: skein.fleet.v1.ListTokensResponse.tokens:type_name -> skein.fleet.v1.Token
-	36, // 44: skein.fleet.v1.RevokeTokenResponse.token:type_name -> skein.fleet.v1.Token
-	1,  // 45: skein.fleet.v1.Parameter.scope:type_name -> skein.fleet.v1.ParameterScope
-	44, // 46: skein.fleet.v1.SetParametersRequest.set:type_name -> skein.fleet.v1.Parameter
-	44, // 47: skein.fleet.v1.SetParametersRequest.remove:type_name -> skein.fleet.v1.Parameter
-	44, // 48: skein.fleet.v1.ListParametersResponse.parameters:type_name -> skein.fleet.v1.Parameter
-	7,  // 49: skein.fleet.v1.FleetService.ListDevices:input_type -> skein.fleet.v1.ListDevicesRequest
-	9,  // 50: skein.fleet.v1.FleetService.GetDevice:input_type -> skein.fleet.v1.GetDeviceRequest
-	11, // 51: skein.fleet.v1.FleetService.WatchDevice:input_type -> skein.fleet.v1.WatchDeviceRequest
-	13, // 52: skein.fleet.v1.FleetService.WatchFleet:input_type -> skein.fleet.v1.WatchFleetRequest
-	17, // 53: skein.fleet.v1.FleetService.GetFleetStatus:input_type -> skein.fleet.v1.GetFleetStatusRequest
-	19, // 54: skein.fleet.v1.FleetService.ExplainDevice:input_type -> skein.fleet.v1.ExplainDeviceRequest
-	22, // 55: skein.fleet.v1.FleetService.ListDeviceEvents:input_type -> skein.fleet.v1.ListDeviceEventsRequest
-	24, // 56: skein.fleet.v1.FleetService.ApproveDevice:input_type -> skein.fleet.v1.ApproveDeviceRequest
-	26, // 57: skein.fleet.v1.FleetService.RevokeDevice:input_type -> skein.fleet.v1.RevokeDeviceRequest
-	28, // 58: skein.fleet.v1.FleetService.ReplaceDevice:input_type -> skein.fleet.v1.ReplaceDeviceRequest
-	30, // 59: skein.fleet.v1.FleetService.LabelDevice:input_type -> skein.fleet.v1.LabelDeviceRequest
-	32, // 60: skein.fleet.v1.FleetService.AssignRelease:input_type -> skein.fleet.v1.AssignReleaseRequest
-	34, // 61: skein.fleet.v1.FleetService.ConfirmGeneration:input_type -> skein.fleet.v1.ConfirmGenerationRequest
-	37, // 62: skein.fleet.v1.FleetService.CreateTokens:input_type -> skein.fleet.v1.CreateTokensRequest
-	40, // 63: skein.fleet.v1.FleetService.ListTokens:input_type -> skein.fleet.v1.ListTokensRequest
-	42, // 64: skein.fleet.v1.FleetService.RevokeToken:input_type -> skein.fleet.v1.RevokeTokenRequest
-	45, // 65: skein.fleet.v1.FleetService.SetParameters:input_type -> skein.fleet.v1.SetParametersRequest
-	47, // 66: skein.fleet.v1.FleetService.ListParameters:input_type -> skein.fleet.v1.ListParametersRequest
-	8,  // 67: skein.fleet.v1.FleetService.ListDevices:output_type -> skein.fleet.v1.ListDevicesResponse
-	10, // 68: skein.fleet.v1.FleetService.GetDevice:output_type -> skein.fleet.v1.GetDeviceResponse
-	12, // 69: skein.fleet.v1.FleetService.WatchDevice:output_type -> skein.fleet.v1.WatchDeviceResponse
-	14, // 70: skein.fleet.v1.FleetService.WatchFleet:output_type -> skein.fleet.v1.WatchFleetResponse
-	18, // 71: skein.fleet.v1.FleetService.GetFleetStatus:output_type -> skein.fleet.v1.GetFleetStatusResponse
-	20, // 72: skein.fleet.v1.FleetService.ExplainDevice:output_type -> skein.fleet.v1.ExplainDeviceResponse
-	23, // 73: skein.fleet.v1.FleetService.ListDeviceEvents:output_type -> skein.fleet.v1.ListDeviceEventsResponse
-	25, // 74: skein.fleet.v1.FleetService.ApproveDevice:output_type -> skein.fleet.v1.ApproveDeviceResponse
-	27, // 75: skein.fleet.v1.FleetService.RevokeDevice:output_type -> skein.fleet.v1.RevokeDeviceResponse
-	29, // 76: skein.fleet.v1.FleetService.ReplaceDevice:output_type -> skein.fleet.v1.ReplaceDeviceResponse
-	31, // 77: skein.fleet.v1.FleetService.LabelDevice:output_type -> skein.fleet.v1.LabelDeviceResponse
-	33, // 78: skein.fleet.v1.FleetService.AssignRelease:output_type -> skein.fleet.v1.AssignReleaseResponse
-	35, // 79: skein.fleet.v1.FleetService.ConfirmGeneration:output_type -> skein.fleet.v1.ConfirmGenerationResponse
-	39, // 80: skein.fleet.v1.FleetService.CreateTokens:output_type -> skein.fleet.v1.CreateTokensResponse
-	41, // 81: skein.fleet.v1.FleetService.ListTokens:output_type -> skein.fleet.v1.ListTokensResponse
-	43, // 82: skein.fleet.v1.FleetService.RevokeToken:output_type -> skein.fleet.v1.RevokeTokenResponse
-	46, // 83: skein.fleet.v1.FleetService.SetParameters:output_type -> skein.fleet.v1.SetParametersResponse
-	48, // 84: skein.fleet.v1.FleetService.ListParameters:output_type -> skein.fleet.v1.ListParametersResponse
-	67, // [67:85] is the sub-list for method output_type
-	49, // [49:67] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	6,  // 11: skein.fleet.v1.Device.transfer:type_name -> skein.fleet.v1.TransferState
+	7,  // 12: skein.fleet.v1.TransferState.used:type_name -> skein.fleet.v1.AllowanceUse
+	55, // 13: skein.fleet.v1.TransferState.until:type_name -> google.protobuf.Timestamp
+	55, // 14: skein.fleet.v1.Reading.time:type_name -> google.protobuf.Timestamp
+	5,  // 15: skein.fleet.v1.ListDevicesResponse.devices:type_name -> skein.fleet.v1.Device
+	5,  // 16: skein.fleet.v1.GetDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	8,  // 17: skein.fleet.v1.GetDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
+	5,  // 18: skein.fleet.v1.WatchDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	8,  // 19: skein.fleet.v1.WatchDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
+	18, // 20: skein.fleet.v1.WatchFleetResponse.status:type_name -> skein.fleet.v1.FleetStatus
+	5,  // 21: skein.fleet.v1.WatchFleetResponse.changed:type_name -> skein.fleet.v1.Device
+	17, // 22: skein.fleet.v1.FleetStatus.by_state:type_name -> skein.fleet.v1.Count
+	17, // 23: skein.fleet.v1.FleetStatus.by_target:type_name -> skein.fleet.v1.Count
+	17, // 24: skein.fleet.v1.FleetStatus.by_site:type_name -> skein.fleet.v1.Count
+	17, // 25: skein.fleet.v1.FleetStatus.by_release:type_name -> skein.fleet.v1.Count
+	17, // 26: skein.fleet.v1.FleetStatus.by_hardware:type_name -> skein.fleet.v1.Count
+	17, // 27: skein.fleet.v1.FleetStatus.by_condition:type_name -> skein.fleet.v1.Count
+	55, // 28: skein.fleet.v1.FleetStatus.time:type_name -> google.protobuf.Timestamp
+	18, // 29: skein.fleet.v1.GetFleetStatusResponse.status:type_name -> skein.fleet.v1.FleetStatus
+	55, // 30: skein.fleet.v1.DeviceEvent.time:type_name -> google.protobuf.Timestamp
+	55, // 31: skein.fleet.v1.DeviceEvent.received:type_name -> google.protobuf.Timestamp
+	23, // 32: skein.fleet.v1.ListDeviceEventsResponse.events:type_name -> skein.fleet.v1.DeviceEvent
+	5,  // 33: skein.fleet.v1.ApproveDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 34: skein.fleet.v1.RevokeDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 35: skein.fleet.v1.ReplaceDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	52, // 36: skein.fleet.v1.LabelDeviceRequest.set:type_name -> skein.fleet.v1.LabelDeviceRequest.SetEntry
+	5,  // 37: skein.fleet.v1.LabelDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 38: skein.fleet.v1.AssignReleaseResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 39: skein.fleet.v1.ConfirmGenerationResponse.device:type_name -> skein.fleet.v1.Device
+	55, // 40: skein.fleet.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	53, // 41: skein.fleet.v1.Token.labels:type_name -> skein.fleet.v1.Token.LabelsEntry
+	55, // 42: skein.fleet.v1.Token.created:type_name -> google.protobuf.Timestamp
+	54, // 43: skein.fleet.v1.CreateTokensRequest.labels:type_name -> skein.fleet.v1.CreateTokensRequest.LabelsEntry
+	38, // 44: skein.fleet.v1.CreatedToken.token:type_name -> skein.fleet.v1.Token
+	40, // 45: skein.fleet.v1.CreateTokensResponse.tokens:type_name -> skein.fleet.v1.CreatedToken
+	38, // 46: skein.fleet.v1.ListTokensResponse.tokens:type_name -> skein.fleet.v1.Token
+	38, // 47: skein.fleet.v1.RevokeTokenResponse.token:type_name -> skein.fleet.v1.Token
+	1,  // 48: skein.fleet.v1.Parameter.scope:type_name -> skein.fleet.v1.ParameterScope
+	46, // 49: skein.fleet.v1.SetParametersRequest.set:type_name -> skein.fleet.v1.Parameter
+	46, // 50: skein.fleet.v1.SetParametersRequest.remove:type_name -> skein.fleet.v1.Parameter
+	46, // 51: skein.fleet.v1.ListParametersResponse.parameters:type_name -> skein.fleet.v1.Parameter
+	9,  // 52: skein.fleet.v1.FleetService.ListDevices:input_type -> skein.fleet.v1.ListDevicesRequest
+	11, // 53: skein.fleet.v1.FleetService.GetDevice:input_type -> skein.fleet.v1.GetDeviceRequest
+	13, // 54: skein.fleet.v1.FleetService.WatchDevice:input_type -> skein.fleet.v1.WatchDeviceRequest
+	15, // 55: skein.fleet.v1.FleetService.WatchFleet:input_type -> skein.fleet.v1.WatchFleetRequest
+	19, // 56: skein.fleet.v1.FleetService.GetFleetStatus:input_type -> skein.fleet.v1.GetFleetStatusRequest
+	21, // 57: skein.fleet.v1.FleetService.ExplainDevice:input_type -> skein.fleet.v1.ExplainDeviceRequest
+	24, // 58: skein.fleet.v1.FleetService.ListDeviceEvents:input_type -> skein.fleet.v1.ListDeviceEventsRequest
+	26, // 59: skein.fleet.v1.FleetService.ApproveDevice:input_type -> skein.fleet.v1.ApproveDeviceRequest
+	28, // 60: skein.fleet.v1.FleetService.RevokeDevice:input_type -> skein.fleet.v1.RevokeDeviceRequest
+	30, // 61: skein.fleet.v1.FleetService.ReplaceDevice:input_type -> skein.fleet.v1.ReplaceDeviceRequest
+	32, // 62: skein.fleet.v1.FleetService.LabelDevice:input_type -> skein.fleet.v1.LabelDeviceRequest
+	34, // 63: skein.fleet.v1.FleetService.AssignRelease:input_type -> skein.fleet.v1.AssignReleaseRequest
+	36, // 64: skein.fleet.v1.FleetService.ConfirmGeneration:input_type -> skein.fleet.v1.ConfirmGenerationRequest
+	39, // 65: skein.fleet.v1.FleetService.CreateTokens:input_type -> skein.fleet.v1.CreateTokensRequest
+	42, // 66: skein.fleet.v1.FleetService.ListTokens:input_type -> skein.fleet.v1.ListTokensRequest
+	44, // 67: skein.fleet.v1.FleetService.RevokeToken:input_type -> skein.fleet.v1.RevokeTokenRequest
+	47, // 68: skein.fleet.v1.FleetService.SetParameters:input_type -> skein.fleet.v1.SetParametersRequest
+	49, // 69: skein.fleet.v1.FleetService.ListParameters:input_type -> skein.fleet.v1.ListParametersRequest
+	10, // 70: skein.fleet.v1.FleetService.ListDevices:output_type -> skein.fleet.v1.ListDevicesResponse
+	12, // 71: skein.fleet.v1.FleetService.GetDevice:output_type -> skein.fleet.v1.GetDeviceResponse
+	14, // 72: skein.fleet.v1.FleetService.WatchDevice:output_type -> skein.fleet.v1.WatchDeviceResponse
+	16, // 73: skein.fleet.v1.FleetService.WatchFleet:output_type -> skein.fleet.v1.WatchFleetResponse
+	20, // 74: skein.fleet.v1.FleetService.GetFleetStatus:output_type -> skein.fleet.v1.GetFleetStatusResponse
+	22, // 75: skein.fleet.v1.FleetService.ExplainDevice:output_type -> skein.fleet.v1.ExplainDeviceResponse
+	25, // 76: skein.fleet.v1.FleetService.ListDeviceEvents:output_type -> skein.fleet.v1.ListDeviceEventsResponse
+	27, // 77: skein.fleet.v1.FleetService.ApproveDevice:output_type -> skein.fleet.v1.ApproveDeviceResponse
+	29, // 78: skein.fleet.v1.FleetService.RevokeDevice:output_type -> skein.fleet.v1.RevokeDeviceResponse
+	31, // 79: skein.fleet.v1.FleetService.ReplaceDevice:output_type -> skein.fleet.v1.ReplaceDeviceResponse
+	33, // 80: skein.fleet.v1.FleetService.LabelDevice:output_type -> skein.fleet.v1.LabelDeviceResponse
+	35, // 81: skein.fleet.v1.FleetService.AssignRelease:output_type -> skein.fleet.v1.AssignReleaseResponse
+	37, // 82: skein.fleet.v1.FleetService.ConfirmGeneration:output_type -> skein.fleet.v1.ConfirmGenerationResponse
+	41, // 83: skein.fleet.v1.FleetService.CreateTokens:output_type -> skein.fleet.v1.CreateTokensResponse
+	43, // 84: skein.fleet.v1.FleetService.ListTokens:output_type -> skein.fleet.v1.ListTokensResponse
+	45, // 85: skein.fleet.v1.FleetService.RevokeToken:output_type -> skein.fleet.v1.RevokeTokenResponse
+	48, // 86: skein.fleet.v1.FleetService.SetParameters:output_type -> skein.fleet.v1.SetParametersResponse
+	50, // 87: skein.fleet.v1.FleetService.ListParameters:output_type -> skein.fleet.v1.ListParametersResponse
+	70, // [70:88] is the sub-list for method output_type
+	52, // [52:70] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_skein_fleet_v1_fleet_proto_init() }
@@ -3439,7 +3646,7 @@ func file_skein_fleet_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skein_fleet_v1_fleet_proto_rawDesc), len(file_skein_fleet_v1_fleet_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   51,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
