@@ -23,6 +23,8 @@ type Build struct {
 	Engines map[string]Descriptor
 	// Extra layers go to every target, after the model, for example labels.
 	Extra []Descriptor
+	// Machine are further layers by the text of their target: agent, OS image.
+	Machine map[string][]Descriptor
 	// Mirrors of layers, by their digest.
 	Mirrors map[ota.Digest][]string
 	// Savings of layers, by their digest.
@@ -85,6 +87,7 @@ func (b Build) writeManifest(ctx context.Context, put Put, t ota.Target) (Descri
 		layers = append(layers, named(b.Golden, MediaGolden, "golden.json"))
 	}
 	layers = append(layers, b.Extra...)
+	layers = append(layers, b.Machine[t.String()]...)
 	for i, l := range layers {
 		l.URLs = b.Mirrors[l.Digest]
 		var err error

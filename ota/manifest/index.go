@@ -103,6 +103,12 @@ func ParseManifest(b []byte) (*Manifest, error) {
 	if _, _, err := m.Weights(); err != nil {
 		return nil, err
 	}
+	if _, _, err := m.Agent(); err != nil {
+		return nil, fmt.Errorf("read manifest: %w", err)
+	}
+	if _, _, _, err := m.OSImage(); err != nil {
+		return nil, fmt.Errorf("read manifest: %w", err)
+	}
 	return &m, checkAnnotations(m.Annotations)
 }
 

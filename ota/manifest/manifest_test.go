@@ -311,3 +311,35 @@ func FuzzParseManifest(f *testing.F) {
 		}
 	})
 }
+
+func TestMachineLayers(t *testing.T) {
+	b, store := build(t), memory{}
+	after := target(t, "linux/arm64;sm=8.7;trt=10.16.2;l4t=39.2.0")
+	b.Machine = map[string][]Descriptor{"linux/arm64;sm=8.7;trt=10.3.0": {
+		AgentLayer(ota.DigestOf([]byte("agent")), 5), OSLayer(ota.DigestOf([]byte("os")), 2, after)}}
+	_, _, manifests, err := b.Write(t.Context(), store.put)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range manifests {
+		m, err := ParseManifest(store[d.Digest])
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, agent, _ := m.Agent()
+		_, to, image, _ := m.OSImage()
+		if want := d.Annotations[AnnTarget] == "linux/arm64;sm=8.7;trt=10.3.0"; agent != want || image != want || want && to.String() != after.String() {
+			t.Errorf("%s: agent %v, OS image %v to %s", d.Annotations[AnnTarget], agent, image, to)
+		}
+	}
+	for name, layers := range map[string][]Descriptor{
+		"two agents":             {AgentLayer(ota.DigestOf([]byte("1")), 1), AgentLayer(ota.DigestOf([]byte("2")), 1)},
+		"OS image to nowhere":    {{MediaType: MediaOSImage, Digest: ota.DigestOf([]byte("os")), Size: 2}},
+		"OS image to a bad name": {{MediaType: MediaOSImage, Digest: ota.DigestOf([]byte("os")), Size: 2, Annotations: map[string]string{AnnOSTarget: "linux"}}},
+	} {
+		b.Machine = map[string][]Descriptor{"linux/arm64;ort=1": layers}
+		if _, _, _, err := b.Write(t.Context(), memory{}.put); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
