@@ -32,6 +32,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/release"
 	"github.com/skein-fleet/skein/controlplane/internal/series"
 	"github.com/skein-fleet/skein/controlplane/internal/store"
+	"github.com/skein-fleet/skein/controlplane/internal/stream"
 	"github.com/skein-fleet/skein/controlplane/internal/vault"
 	"github.com/skein-fleet/skein/controlplane/internal/web"
 	"github.com/skein-fleet/skein/ota/blob"
@@ -64,6 +65,7 @@ type Server struct {
 	rollout *conductor.Conductor
 	desk    *enroll.Desk
 	guard   *auth.Guard
+	streams *stream.Server
 	broker  *broker.Broker
 	web     *web.Handler
 
@@ -138,7 +140,12 @@ func (s *Server) wireParts(context.Context) (err error) {
 	}
 	s.desk = &enroll.Desk{DB: s.db, CA: s.ca, Fleet: s.fleet, Logger: s.logger, Now: s.now}
 	s.guard = &auth.Guard{DB: s.db, Logger: s.logger, Now: s.now}
-	s.broker, err = broker.New(broker.Config{Handler: link{s.fleet}, Identify: s.identify, Logger: s.logger, Registry: s.registry})
+	s.streams, err = stream.New(stream.Config{Link: chunklink{s}, Blobs: blobStore, Grants: grants{s}, Metadata: s.trust.Metadata, Notice: s.fleet.Noticed,
+		Logger: s.logger, Registry: s.registry})
+	if err != nil {
+		return err
+	}
+	s.broker, err = broker.New(broker.Config{Handler: link{s.fleet, s.streams}, Identify: s.identify, Sent: s.streams.Sent, Logger: s.logger, Registry: s.registry})
 	if err != nil {
 		return err
 	}
@@ -188,6 +195,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.rollout.Run(ctx) })
 	g.Go(func() error { return s.blobs.Run(ctx) })
 	g.Go(func() error { return s.catalog.Run(ctx) })
+	g.Go(func() error { return s.streams.Run(ctx) })
 	g.Go(func() error { return s.broker.Run(ctx, ls.mqtt, s.mqttTLS()) })
 	g.Go(func() error { return s.serve(ctx, ls.http, s.people(), nil) })
 	g.Go(func() error { return s.serve(ctx, ls.device, s.devices(), s.deviceTLS()) })

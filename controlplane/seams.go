@@ -8,6 +8,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/blobs"
 	"github.com/skein-fleet/skein/controlplane/internal/broker"
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
+	"github.com/skein-fleet/skein/controlplane/internal/stream"
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/trust"
 	"github.com/skein-fleet/skein/proto/wire"
@@ -22,15 +23,37 @@ func (s signer) Sign(aad string, payload []byte) ([]byte, error) {
 	return trust.Sign(s.s, aad, payload)
 }
 
-// link brings what devices do to the fleet.
-type link struct{ *fleet.Fleet }
+// link brings what devices do to the fleet, and what they want to the streams.
+type link struct {
+	*fleet.Fleet
+	streams *stream.Server
+}
 
 func (l link) Session(tenant, device string, session uint64, open bool) {
 	if open {
 		l.Opened(tenant, device, session)
+		l.streams.Opened(device, session)
 	} else {
 		l.Closed(tenant, device, session)
+		l.streams.Closed(device, session)
 	}
+}
+
+func (l link) Message(ctx context.Context, tenant, device string, kind wire.Kind, payload []byte) error {
+	if kind != wire.UpGet {
+		return l.Fleet.Message(ctx, tenant, device, kind, payload)
+	}
+	if err := l.Admit(tenant, device); err != nil {
+		return err
+	}
+	return l.streams.Message(ctx, tenant, device, payload)
+}
+
+// chunklink sends blocks; the broker is made after the streams.
+type chunklink struct{ s *Server }
+
+func (c chunklink) Send(device string, kind wire.Kind, payload []byte) error {
+	return c.s.broker.Send(device, kind, payload)
 }
 
 // downlink brings what the fleet says to devices.

@@ -57,6 +57,9 @@ type Config struct {
 	Handler Handler
 	// Identify reads the identity from a verified TLS connection.
 	Identify func(tls.ConnectionState) (Identity, error)
+	// Sent is told when a message of Send has left, or was dropped because the
+	// device's queue is full; it must not block.
+	Sent     func(device string, bytes int)
 	Logger   *slog.Logger
 	Registry prometheus.Registerer
 
@@ -77,6 +80,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.Registry == nil {
 		c.Registry = prometheus.NewRegistry()
+	}
+	if c.Sent == nil {
+		c.Sent = func(string, int) {}
 	}
 	if c.FirstRead == 0 {
 		c.FirstRead = 10 * time.Second
@@ -252,6 +258,16 @@ func (b *Broker) Publish(ctx context.Context, device string, kind wire.Kind, pay
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	return b.publish(device, kind, payload, 1)
+}
+
+// Send queues a message for a device with QoS 0, without waiting. It is lost
+// when the queue is full.
+func (b *Broker) Send(device string, kind wire.Kind, payload []byte) error {
+	return b.publish(device, kind, payload, 0)
+}
+
+func (b *Broker) publish(device string, kind wire.Kind, payload []byte, qos byte) error {
 	cl := b.session(device)
 	if cl == nil {
 		return fmt.Errorf("publish %s to %s: %w", kind, device, ErrOffline)
@@ -262,7 +278,7 @@ func (b *Broker) Publish(ctx context.Context, device string, kind wire.Kind, pay
 		cl.Stop(errForgotten)
 		return fmt.Errorf("publish %s to %s: %w: %w", kind, device, errForgotten, ErrOffline)
 	}
-	if err := b.server.Publish(wire.Topic(device, kind), payload, false, 1); err != nil {
+	if err := b.server.Publish(wire.Topic(device, kind), payload, false, qos); err != nil {
 		return fmt.Errorf("publish %s to %s: %w", kind, device, err)
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -247,6 +248,54 @@ func TestStuckPeerHoldsNobodyUp(t *testing.T) {
 	h.until(t, "end of the stuck session", func() bool { return h.sessions[deviceA] == 0 })
 	if worst > 2*time.Second {
 		t.Errorf("one sending took %s", worst)
+	}
+}
+
+// Every message of Send is accounted for once: it left, or a full queue
+// dropped it; what is published with an acknowledgement is not counted.
+func TestSentIsToldOnce(t *testing.T) {
+	var bytes, messages atomic.Int64
+	told := make(chan struct{}, 1)
+	b, h := newBroker(t, Config{Pending: 8, Sent: func(device string, n int) {
+		if device != deviceA {
+			t.Errorf("sent to %s", device)
+		}
+		bytes.Add(int64(n))
+		messages.Add(1)
+		select {
+		case told <- struct{}{}:
+		default:
+		}
+	}})
+	c := pair(t, b, deviceA)
+	write(t, c, connectPacket(t, deviceA))
+	read(t, c, 4)
+	write(t, c, subscribePacket(t, wire.Topic(deviceA, wire.DownChunk)))
+	read(t, c, 5)
+	go io.Copy(io.Discard, c)
+	h.until(t, "session", func() bool { return h.sessions[deviceA] == 1 })
+	const n = 200
+	for range n {
+		if err := b.Send(deviceA, wire.DownChunk, make([]byte, 10_000)); err != nil && !errors.Is(err, packets.ErrPendingClientWritesExceeded) {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Publish(t.Context(), deviceA, wire.DownDesired, make([]byte, 10)); err != nil {
+		t.Fatal(err)
+	}
+	timeout := time.After(10 * time.Second)
+	for messages.Load() < n {
+		select {
+		case <-told:
+		case <-timeout:
+			t.Fatalf("%d of %d messages were told", messages.Load(), n)
+		}
+	}
+	if messages.Load() != n || bytes.Load() != n*10_000 {
+		t.Errorf("told of %d messages, %d bytes", messages.Load(), bytes.Load())
+	}
+	if err := b.Send(deviceB, wire.DownChunk, []byte{1}); !errors.Is(err, ErrOffline) {
+		t.Errorf("to a device without a session: %v", err)
 	}
 }
 

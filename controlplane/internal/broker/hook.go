@@ -28,7 +28,7 @@ func (h *hook) ID() string { return "skein" }
 func (h *hook) Provides(what byte) bool {
 	switch what {
 	case mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablish, mqtt.OnSessionEstablished, mqtt.OnPublish,
-		mqtt.OnWillSent, mqtt.OnDisconnect, mqtt.OnPublishDropped:
+		mqtt.OnWillSent, mqtt.OnDisconnect, mqtt.OnPublishDropped, mqtt.OnPacketSent:
 		return true
 	}
 	return false
@@ -221,4 +221,20 @@ func (h *hook) OnDisconnect(cl *mqtt.Client, err error, _ bool) {
 
 // OnPublishDropped counts what a device's full queue cost; the desired state
 // is sent again.
-func (h *hook) OnPublishDropped(*mqtt.Client, packets.Packet) { h.b.metrics.droppedOut.Inc() }
+func (h *hook) OnPublishDropped(cl *mqtt.Client, pk packets.Packet) {
+	h.b.metrics.droppedOut.Inc()
+	h.left(cl, pk)
+}
+
+// OnPacketSent tells who paces what is sent that a message has left.
+func (h *hook) OnPacketSent(cl *mqtt.Client, pk packets.Packet, _ []byte) {
+	if pk.FixedHeader.Type == packets.Publish {
+		h.left(cl, pk)
+	}
+}
+
+func (h *hook) left(cl *mqtt.Client, pk packets.Packet) {
+	if c := connOf(cl); c != nil && pk.FixedHeader.Qos == 0 {
+		h.b.cfg.Sent(c.id.Device, len(pk.Payload))
+	}
+}
