@@ -14,21 +14,24 @@ func (a *app) modelCmd() *cobra.Command {
 
 func (a *app) modelPushCmd() *cobra.Command {
 	var onnx, golden, description string
-	var meta []string
+	var meta, mirrors []string
 	c := &cobra.Command{
 		Use: "push NAME", Short: "upload an ONNX file and its golden set as the next version", Args: args(cobra.ExactArgs(1)),
-		Long:    "Uploads resume where they broke off; bytes that the server has are not sent again.\nPushing the same bytes twice gives the version made the first time.",
-		Example: "  skein model push meter --onnx model.onnx --golden golden.json --meta git=4f2a",
+		Long: "Uploads resume where they broke off; bytes that the server has are not sent again.\nPushing the same bytes twice gives the version made the first time.\n" +
+			"A file may also be a source for skein-fetch: https://, or s3::, gcs:: or git:: before it; the program skein-fetch must lie beside skein or on the PATH.\n" +
+			"Devices with skein-fetch try --mirror sources before the control plane; mirrors must carry no secret.",
+		Example: "  skein model push meter --onnx model.onnx --golden golden.json --meta git=4f2a\n" +
+			"  skein model push meter --onnx s3::https://s3.eu-west-1.amazonaws.com/models/meter.onnx --golden golden.json",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			metadata, err := pairs(meta)
 			if err != nil {
 				return err
 			}
-			req := &artifactv1.PushModelRequest{Model: args[0], Description: description, Metadata: metadata}
-			if req.OnnxDigest, err = a.upload(cmd.Context(), onnx); err != nil {
+			req := &artifactv1.PushModelRequest{Model: args[0], Description: description, Metadata: metadata, Mirrors: mirrors}
+			if req.OnnxDigest, err = a.uploadFrom(cmd.Context(), onnx); err != nil {
 				return err
 			}
-			if req.GoldenDigest, err = a.upload(cmd.Context(), golden); err != nil {
+			if req.GoldenDigest, err = a.uploadFrom(cmd.Context(), golden); err != nil {
 				return err
 			}
 			r, err := a.models().PushModel(cmd.Context(), req)
@@ -45,10 +48,11 @@ func (a *app) modelPushCmd() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().StringVar(&onnx, "onnx", "", "ONNX file")
-	c.Flags().StringVar(&golden, "golden", "", "golden set, JSON (format in ota/manifest)")
+	c.Flags().StringVar(&onnx, "onnx", "", "ONNX file or source")
+	c.Flags().StringVar(&golden, "golden", "", "golden set, JSON (format in ota/manifest), file or source")
 	c.Flags().StringVar(&description, "description", "", "for people")
 	c.Flags().StringArrayVar(&meta, "meta", nil, "key=value to keep with the version")
+	c.Flags().StringArrayVar(&mirrors, "mirror", nil, "source outside Skein from which devices may take the ONNX file")
 	for _, name := range []string{"onnx", "golden"} {
 		_ = c.MarkFlagRequired(name)
 	}

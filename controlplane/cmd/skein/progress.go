@@ -68,6 +68,17 @@ func (p *progress) draw(at int64, now time.Time) {
 	fmt.Fprintf(p.out, "\r\x1b[K%s %s %s of %s, %s left", clean(p.name), bar(at, p.total, 24), size(at), size(p.total), left)
 }
 
+// grown draws how much there is of what nobody knows the length of.
+func (p *progress) grown(at int64, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.out == nil || now.Sub(p.drawn) < drawEvery {
+		return
+	}
+	p.drawn, p.begun = now, true
+	fmt.Fprintf(p.out, "\r\x1b[K%s %s", clean(p.name), size(at))
+}
+
 // done wipes the line.
 func (p *progress) done() {
 	p.mu.Lock()

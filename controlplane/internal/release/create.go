@@ -144,6 +144,7 @@ func (c *Catalog) build(ctx context.Context, r Request, m store.ModelVersion, ta
 		Targets: targets,
 		ONNX:    manifest.Descriptor{Digest: ota.Digest(m.ONNX), Size: m.ONNXSize},
 		Golden:  manifest.Descriptor{Digest: ota.Digest(m.Golden), Size: m.GoldenSize},
+		Mirrors: map[ota.Digest][]string{ota.Digest(m.ONNX): m.Mirrors},
 		Savings: savings,
 	}
 	size := map[ota.Digest]int64{b.ONNX.Digest: b.ONNX.Size, b.Golden.Digest: b.Golden.Size}
@@ -178,6 +179,9 @@ func (c *Catalog) build(ctx context.Context, r Request, m store.ModelVersion, ta
 func (c *Catalog) list(ctx context.Context, r store.Release) error {
 	if err := c.cfg.StepHook(StepList); err != nil {
 		return err
+	}
+	if err := c.attach(ctx, r); err != nil {
+		return fmt.Errorf("attest %s@%s: %w", r.Name, r.Version, err)
 	}
 	path := targetPath(r.Tenant, r.Name, r.Version)
 	if err := c.cfg.Repository.AddTarget(ctx, path, r.Length, ota.Digest(r.Digest), trust.TargetCustom{Counter: r.Counter}, c.cfg.Now()); err != nil {

@@ -28,6 +28,9 @@ func (c *Catalog) Push(ctx context.Context, m store.ModelVersion) (v store.Model
 	if err := checkName("model", m.Name); err != nil {
 		return v, false, err
 	}
+	if err := manifest.CheckMirrors(m.Mirrors); err != nil {
+		return v, false, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
 	if m.ONNXSize, m.GoldenSize, err = c.checkModel(ctx, m); err != nil {
 		return v, false, err
 	}

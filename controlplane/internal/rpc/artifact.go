@@ -14,7 +14,7 @@ type modelService struct{ AppDeps }
 
 func modelVersion(v store.ModelVersion) *artifactv1.ModelVersion {
 	return &artifactv1.ModelVersion{Model: v.Name, Version: v.Version, Onnx: &artifactv1.Blob{Digest: v.ONNX, Size: v.ONNXSize},
-		Golden: &artifactv1.Blob{Digest: v.Golden, Size: v.GoldenSize}, Description: v.Description, Metadata: v.Metadata, Created: stamp(v.Created), CreatedBy: v.CreatedBy}
+		Golden: &artifactv1.Blob{Digest: v.Golden, Size: v.GoldenSize}, Description: v.Description, Metadata: v.Metadata, Created: stamp(v.Created), CreatedBy: v.CreatedBy, Mirrors: v.Mirrors}
 }
 
 func model(m release.Model) *artifactv1.Model {
@@ -23,7 +23,7 @@ func model(m release.Model) *artifactv1.Model {
 
 func (s *modelService) PushModel(ctx context.Context, req *artifactv1.PushModelRequest) (*artifactv1.PushModelResponse, error) {
 	v, existing, err := s.Catalog.Push(ctx, store.ModelVersion{Tenant: auth.Tenant(ctx), Name: req.GetModel(), ONNX: req.GetOnnxDigest(),
-		Golden: req.GetGoldenDigest(), Description: req.GetDescription(), Metadata: req.GetMetadata(), CreatedBy: store.Actor(ctx)})
+		Golden: req.GetGoldenDigest(), Description: req.GetDescription(), Metadata: req.GetMetadata(), Mirrors: req.GetMirrors(), CreatedBy: store.Actor(ctx)})
 	if err != nil {
 		return nil, err
 	}

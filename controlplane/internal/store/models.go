@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"slices"
 	"time"
 )
 
@@ -17,17 +18,18 @@ type ModelVersion struct {
 	GoldenSize  int64
 	Description string
 	Metadata    map[string]string
+	Mirrors     []string // sources of the ONNX file outside Skein
 	Created     time.Time
 	CreatedBy   string
 }
 
-const modelColumns = `tenant, name, version, onnx, onnx_size, golden, golden_size, description, metadata, created, created_by`
+const modelColumns = `tenant, name, version, onnx, onnx_size, golden, golden_size, description, metadata, mirrors, created, created_by`
 
 func scanModel(scan func(...any) error) (ModelVersion, error) {
 	var m ModelVersion
 	var created int64
 	err := scan(&m.Tenant, &m.Name, &m.Version, &m.ONNX, &m.ONNXSize, &m.Golden, &m.GoldenSize, &m.Description,
-		jsonText[map[string]string]{&m.Metadata}, &created, &m.CreatedBy)
+		jsonText[map[string]string]{&m.Metadata}, jsonText[[]string]{&m.Mirrors}, &created, &m.CreatedBy)
 	m.Created = fromMillis(created)
 	return m, err
 }
@@ -46,8 +48,12 @@ func (tx *Tx) AddModelVersion(ctx context.Context, m ModelVersion) (ModelVersion
 	if err != nil {
 		return m, wrap(err, "encode metadata")
 	}
-	_, err = tx.ExecContext(ctx, `INSERT INTO models (`+modelColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?)`, m.Tenant, m.Name, m.Version, m.ONNX, m.ONNXSize,
-		m.Golden, m.GoldenSize, m.Description, meta, millis(m.Created), m.CreatedBy)
+	mirrors, err := toJSON(slices.Concat([]string{}, m.Mirrors))
+	if err != nil {
+		return m, wrap(err, "encode mirrors")
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO models (`+modelColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)`, m.Tenant, m.Name, m.Version, m.ONNX, m.ONNXSize,
+		m.Golden, m.GoldenSize, m.Description, meta, mirrors, millis(m.Created), m.CreatedBy)
 	return m, wrap(err, "store model "+m.Name)
 }
 

@@ -86,11 +86,13 @@ type ModelVersion struct {
 	// The ONNX file.
 	Onnx *Blob `protobuf:"bytes,3,opt,name=onnx,proto3" json:"onnx,omitempty"`
 	// The golden set, format in ota/manifest.
-	Golden        *Blob                  `protobuf:"bytes,4,opt,name=golden,proto3" json:"golden,omitempty"`
-	Description   string                 `protobuf:"bytes,5,opt,name=description,proto3" json:"description,omitempty"`
-	Metadata      map[string]string      `protobuf:"bytes,6,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Created       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created,proto3" json:"created,omitempty"`
-	CreatedBy     string                 `protobuf:"bytes,8,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	Golden      *Blob                  `protobuf:"bytes,4,opt,name=golden,proto3" json:"golden,omitempty"`
+	Description string                 `protobuf:"bytes,5,opt,name=description,proto3" json:"description,omitempty"`
+	Metadata    map[string]string      `protobuf:"bytes,6,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Created     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created,proto3" json:"created,omitempty"`
+	CreatedBy   string                 `protobuf:"bytes,8,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	// Sources of the ONNX file outside Skein, from which devices may take it.
+	Mirrors       []string `protobuf:"bytes,9,rep,name=mirrors,proto3" json:"mirrors,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -181,6 +183,13 @@ func (x *ModelVersion) GetCreatedBy() string {
 	return ""
 }
 
+func (x *ModelVersion) GetMirrors() []string {
+	if x != nil {
+		return x.Mirrors
+	}
+	return nil
+}
+
 type Model struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -242,12 +251,15 @@ func (x *Model) GetCreated() *timestamppb.Timestamp {
 }
 
 type PushModelRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
-	OnnxDigest    string                 `protobuf:"bytes,2,opt,name=onnx_digest,json=onnxDigest,proto3" json:"onnx_digest,omitempty"`
-	GoldenDigest  string                 `protobuf:"bytes,3,opt,name=golden_digest,json=goldenDigest,proto3" json:"golden_digest,omitempty"`
-	Description   string                 `protobuf:"bytes,4,opt,name=description,proto3" json:"description,omitempty"`
-	Metadata      map[string]string      `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Model        string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	OnnxDigest   string                 `protobuf:"bytes,2,opt,name=onnx_digest,json=onnxDigest,proto3" json:"onnx_digest,omitempty"`
+	GoldenDigest string                 `protobuf:"bytes,3,opt,name=golden_digest,json=goldenDigest,proto3" json:"golden_digest,omitempty"`
+	Description  string                 `protobuf:"bytes,4,opt,name=description,proto3" json:"description,omitempty"`
+	Metadata     map[string]string      `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Sources of the ONNX file outside Skein: https://, or behind s3::, gcs:: or
+	// git::. They must carry no secret.
+	Mirrors       []string `protobuf:"bytes,6,rep,name=mirrors,proto3" json:"mirrors,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -313,6 +325,13 @@ func (x *PushModelRequest) GetDescription() string {
 func (x *PushModelRequest) GetMetadata() map[string]string {
 	if x != nil {
 		return x.Metadata
+	}
+	return nil
+}
+
+func (x *PushModelRequest) GetMirrors() []string {
+	if x != nil {
+		return x.Mirrors
 	}
 	return nil
 }
@@ -554,7 +573,7 @@ const file_skein_artifact_v1_artifact_proto_rawDesc = "" +
 	" skein/artifact/v1/artifact.proto\x12\x11skein.artifact.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n" +
 	"\x04Blob\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x03R\x04size\"\x9b\x03\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\"\xb5\x03\n" +
 	"\fModelVersion\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x03R\aversion\x12+\n" +
@@ -564,21 +583,23 @@ const file_skein_artifact_v1_artifact_proto_rawDesc = "" +
 	"\bmetadata\x18\x06 \x03(\v2-.skein.artifact.v1.ModelVersion.MetadataEntryR\bmetadata\x124\n" +
 	"\acreated\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x1d\n" +
 	"\n" +
-	"created_by\x18\b \x01(\tR\tcreatedBy\x1a;\n" +
+	"created_by\x18\b \x01(\tR\tcreatedBy\x12\x18\n" +
+	"\amirrors\x18\t \x03(\tR\amirrors\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"x\n" +
 	"\x05Model\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0elatest_version\x18\x02 \x01(\x03R\rlatestVersion\x124\n" +
-	"\acreated\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\"\x9c\x02\n" +
+	"\acreated\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\"\xb6\x02\n" +
 	"\x10PushModelRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x1f\n" +
 	"\vonnx_digest\x18\x02 \x01(\tR\n" +
 	"onnxDigest\x12#\n" +
 	"\rgolden_digest\x18\x03 \x01(\tR\fgoldenDigest\x12 \n" +
 	"\vdescription\x18\x04 \x01(\tR\vdescription\x12M\n" +
-	"\bmetadata\x18\x05 \x03(\v21.skein.artifact.v1.PushModelRequest.MetadataEntryR\bmetadata\x1a;\n" +
+	"\bmetadata\x18\x05 \x03(\v21.skein.artifact.v1.PushModelRequest.MetadataEntryR\bmetadata\x12\x18\n" +
+	"\amirrors\x18\x06 \x03(\tR\amirrors\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"j\n" +
