@@ -25,6 +25,13 @@ build: dashboard ## build dashboard and all binaries into .bin
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -o $(BIN)/ ./controlplane/cmd/skeind ./controlplane/cmd/skein ./agent/cmd/skein-agent ./sim/cmd/skein-sim
 
+	@$(MAKE) $(BIN)/skein-fetch
+
+# go-getter and the clouds' libraries stay in a module of their own, outside the workspace.
+FETCH := ota/cmd/skein-fetch
+$(BIN)/skein-fetch: $(wildcard $(FETCH)/*.go) $(FETCH)/go.mod
+	GOWORK=off CGO_ENABLED=0 go -C $(FETCH) build $(GOFLAGS_BUILD) -o $@ .
+
 .PHONY: build-arm64
 build-arm64: ## build the static arm64 agent and check its size (< 25 MB)
 	@mkdir -p $(BIN)/arm64
@@ -61,11 +68,19 @@ test-short: ## unit tests only, under 2 minutes
 test-go: ## whole Go suite, short tests with the race detector
 	go test -race -short -timeout 20m work
 	go test -parallel 4 -timeout 20m work
+	GOWORK=off go -C $(FETCH) vet .
+	GOWORK=off go -C $(FETCH) test -timeout 5m .
 
 .PHONY: test-slow
 test-slow: ## what takes longer: fuzzing, long scenarios, ONNX Runtime
 	SKEIN_SLOW=1 go test -timeout 60m work
 	deploy/fuzz.sh 20s
+	@$(MAKE) test-fetch
+
+.PHONY: test-fetch
+test-fetch: ## skein-fetch against a real S3 server
+	GOBIN=$(BIN) go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
+	SKEIN_VERSITYGW=$(BIN)/versitygw GOWORK=off go -C $(FETCH) test -count=1 -timeout 5m .
 
 .PHONY: test-foreign
 test-foreign: ## against onnx.checker, ONNX Runtime and python-tuf
@@ -94,12 +109,12 @@ fix: ## apply gofmt and go fix
 
 .PHONY: check-modules
 check-modules: ## each module alone, without the workspace
-	@for m in $(MODULES); do echo "check module $$m"; (cd $$m && GOWORK=off go mod tidy -diff && GOWORK=off go build ./...); done
+	@for m in $(MODULES) $(FETCH); do echo "check module $$m"; (cd $$m && GOWORK=off go mod tidy -diff && GOWORK=off go build ./...); done
 
 .PHONY: tidy
 tidy: ## go mod tidy in every module
 	go work sync
-	@for m in $(MODULES); do (cd $$m && GOWORK=off go mod tidy); done
+	@for m in $(MODULES) $(FETCH); do (cd $$m && GOWORK=off go mod tidy); done
 
 ##@ Generate
 

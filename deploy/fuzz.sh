@@ -7,6 +7,7 @@ grep -rlE '^func Fuzz' --include='*_test.go' agent controlplane ota proto sim te
 	dir=./$(dirname "$file")
 	grep -ohE '^func Fuzz[A-Za-z0-9_]*' "$file" | awk '{print $2}' | while read -r target; do
 		echo "fuzz $dir $target"
-		go test "$dir" -run '^$' -fuzz "^$target\$" -fuzztime "$for_each"
+		if [ -f "$dir/go.mod" ]; then export GOWORK=off; else unset GOWORK; fi
+		go -C "$dir" test . -run '^$' -fuzz "^$target\$" -fuzztime "$for_each"
 	done
 done
