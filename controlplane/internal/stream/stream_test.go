@@ -44,9 +44,11 @@ type device struct {
 	queue   [][]byte
 	most    int // bytes in the queue at most
 	got     []*wire.Chunk
-	recv    *stream.Receiver
-	data    []byte
 	running bool
+
+	turn sync.Mutex // guards what follows
+	recv *stream.Receiver
+	data []byte
 }
 
 func newWorld(t *testing.T, c Config) *world {
@@ -166,6 +168,8 @@ func (w *world) read(name string, d *device) {
 
 // step drives a device's receiver.
 func (w *world) step(name string, d *device, c *wire.Chunk) {
+	d.turn.Lock()
+	defer d.turn.Unlock()
 	if d.recv == nil {
 		return
 	}
@@ -250,6 +254,7 @@ func TestFairAndBounded(t *testing.T) {
 			all = append(all, d)
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		for i, d := range all {
 			if !bytes.Equal(d.data, b) || d.recv.Stats().Again != 0 {
 				t.Errorf("device %d has %d bytes, %+v", i, len(d.data), d.recv.Stats())
@@ -280,8 +285,14 @@ func TestRates(t *testing.T) {
 		b := w.put(8 << 20)
 		start := time.Now()
 		done := func(d *device) time.Duration {
-			for !d.recv.Done() {
+			finished := func() bool {
+				d.turn.Lock()
+				defer d.turn.Unlock()
+				return d.recv.Done()
+			}
+			for !finished() {
 				time.Sleep(100 * time.Millisecond)
+				synctest.Wait()
 				if time.Since(start) > 10*time.Minute {
 					t.Fatal("no end")
 				}
@@ -322,6 +333,7 @@ func TestRefusals(t *testing.T) {
 			change(&g)
 			w.ask("d", &g)
 			time.Sleep(time.Second)
+			synctest.Wait()
 			return w.last(d)
 		}
 		if c := ask(func(*wire.Get) {}); c.Refused != 0 || !bytes.Equal(c.Data, b[:4096]) {
@@ -367,6 +379,7 @@ func TestStreamLimits(t *testing.T) {
 		get := func(name string, id uint64, wanted []byte) {
 			w.ask(name, &wire.Get{Stream: id, Digest: sum[:], Length: 1 << 20, Block: 4096, Run: 1, Seq: 1, Wanted: wanted})
 			time.Sleep(5 * time.Second)
+			synctest.Wait()
 		}
 		much := bytes.Repeat([]byte{0xff}, 32)
 		get("a", 1, much)
@@ -395,6 +408,7 @@ func TestStreamLimits(t *testing.T) {
 		}
 		w.ask("a", &wire.Get{Stream: 1, Digest: sum[:], Length: 1 << 20, Block: 4096, Run: 1, Seq: 2, Stop: true})
 		time.Sleep(time.Second)
+		synctest.Wait()
 		get("c", 3, []byte{1})
 		if got := w.last(c); got.Stream != 3 || len(got.Data) != 4096 {
 			t.Errorf("after a stop there is room: %+v", got)
@@ -404,6 +418,7 @@ func TestStreamLimits(t *testing.T) {
 			t.Errorf("an idle stream gives way: %+v", got)
 		}
 		time.Sleep(20 * time.Minute)
+		synctest.Wait()
 		w.Server.mu.Lock()
 		defer w.Server.mu.Unlock()
 		if w.streams != 0 || len(w.peers) != 0 {
@@ -427,6 +442,7 @@ func TestMetadata(t *testing.T) {
 			}
 			w.step(name, d, nil)
 			time.Sleep(10 * time.Second)
+			synctest.Wait()
 			if !bytes.Equal(d.data, w.files["targets.json"]) || !d.recv.Tagged(d.data) {
 				t.Errorf("device %d has %d bytes", i, len(d.data))
 			}
@@ -455,6 +471,7 @@ func FuzzMessage(f *testing.F) {
 				t.Error(err)
 			}
 			time.Sleep(time.Minute)
+			synctest.Wait()
 		})
 	})
 }
