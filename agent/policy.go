@@ -27,10 +27,9 @@ func (a *Agent) openBudget() (err error) {
 	return nil
 }
 
-// usePolicy makes the policy of an accepted desired state count. A way back
-// waits for nothing.
+// usePolicy makes the policy of an accepted desired state count.
 func (a *Agent) usePolicy(d *wire.Desired) {
-	if err := a.budget.Use(d.Policy, d.RollbackAllowed); err != nil {
+	if err := a.budget.Use(d.Policy); err != nil {
 		a.log.Error("take up the policy", "error", err) // it was checked before it was accepted
 	}
 }

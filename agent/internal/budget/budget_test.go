@@ -62,7 +62,7 @@ func (w *world) open(p *wire.Policy) {
 		w.t.Fatal(err)
 	}
 	w.gate = g
-	if err := g.Use(p, false); err != nil {
+	if err := g.Use(p); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -118,7 +118,7 @@ func TestNewPolicyIsFelt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, &wire.Policy{Apply: windows("Mon 00:00-01:00")})
 		time.AfterFunc(90*time.Second, func() {
-			if err := w.gate.Use(&wire.Policy{Apply: windows("Sat 00:00-01:00")}, false); err != nil {
+			if err := w.gate.Use(&wire.Policy{Apply: windows("Sat 00:00-01:00")}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -131,19 +131,17 @@ func TestNewPolicyIsFelt(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer stop()
-		if err := w.gate.Use(&wire.Policy{Download: windows("Sun 00:00-01:00")}, false); err != nil {
+		if err := w.gate.Use(&wire.Policy{Download: windows("Sun 00:00-01:00")}); err != nil {
 			t.Fatal(err)
 		}
 		<-ctx.Done()
-		// An operator's word and a way back wait for nothing.
-		for _, now := range []bool{true, false} {
-			if err := w.gate.Use(&wire.Policy{Download: windows("Sun 00:00-01:00"), Apply: windows("Sun 00:00-01:00"), Now: now}, !now); err != nil {
-				t.Fatal(err)
-			}
-			began := time.Now()
-			if err := w.gate.Apply(t.Context()); err != nil || time.Since(began) != 0 {
-				t.Errorf("now=%t: %v after %s", now, err, time.Since(began))
-			}
+		// An operator's word waits for nothing.
+		if err := w.gate.Use(&wire.Policy{Download: windows("Sun 00:00-01:00"), Apply: windows("Sun 00:00-01:00"), Now: true}); err != nil {
+			t.Fatal(err)
+		}
+		began = time.Now()
+		if err := w.gate.Apply(t.Context()); err != nil || time.Since(began) != 0 {
+			t.Errorf("%v after %s", err, time.Since(began))
 		}
 	})
 }
@@ -327,7 +325,7 @@ func TestCutRefundsNothing(t *testing.T) {
 			if err != nil {
 				rt.Fatal(err)
 			}
-			if err := g.Use(&wire.Policy{Allowances: perDay(limit)}, false); err != nil {
+			if err := g.Use(&wire.Policy{Allowances: perDay(limit)}); err != nil {
 				rt.Fatal(err)
 			}
 			return g

@@ -49,7 +49,6 @@ type Gate struct {
 
 	mu      sync.Mutex // guards what follows
 	plan    *plan
-	urgent  bool // the desired state is a way back
 	acc     accounts
 	credit  map[key]int64 // counted durably and not come yet
 	iface   string
@@ -90,9 +89,8 @@ func Open(c Config) (*Gate, error) {
 // Damaged reports whether the account could not be read whole.
 func (g *Gate) Damaged() bool { return g.damaged }
 
-// Use makes p the policy. urgent says that the desired state is a way back,
-// which waits for nothing. What waits looks again.
-func (g *Gate) Use(p *wire.Policy, urgent bool) error {
+// Use makes p the policy. What waits looks again.
+func (g *Gate) Use(p *wire.Policy) error {
 	next, err := read(p, g.cfg.Zone)
 	if err != nil {
 		return err
@@ -100,7 +98,7 @@ func (g *Gate) Use(p *wire.Policy, urgent bool) error {
 	g.bucket.Set(next.rate)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.plan, g.urgent = next, urgent
+	g.plan = next
 	g.wake()
 	return nil
 }
@@ -224,7 +222,7 @@ func (g *Gate) tell(h *Hold) {
 // g.mu is held.
 func (g *Gate) downloadHold() (*Hold, time.Time) {
 	g.exhausted = nil
-	if g.urgent || g.plan.now {
+	if g.plan.now {
 		return nil, time.Time{}
 	}
 	now, doubtful := g.cfg.Clock()
@@ -245,7 +243,7 @@ func (g *Gate) downloadHold() (*Hold, time.Time) {
 
 // applyHold is the same for putting a release to work. g.mu is held.
 func (g *Gate) applyHold() (*Hold, time.Time) {
-	if g.urgent || g.plan.now {
+	if g.plan.now {
 		return nil, time.Time{}
 	}
 	now, doubtful := g.cfg.Clock()
@@ -321,7 +319,7 @@ func (g *Gate) take(n int64, exempt bool) (charge, error) {
 	defer g.mu.Unlock()
 	now, doubtful := g.cfg.Clock()
 	class := g.class(now)
-	exempt = exempt || g.urgent || g.plan.now
+	exempt = exempt || g.plan.now
 	left, hold := g.left(class, now, doubtful)
 	switch {
 	case left < 0:

@@ -60,7 +60,7 @@ func (m metered) Blame(d ota.Digest) { fetch.Blame(m.Source, d) }
 func (g *Gate) openable() (int64, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.urgent || g.plan.now {
+	if g.plan.now {
 		return -1, nil
 	}
 	now, doubtful := g.cfg.Clock()
