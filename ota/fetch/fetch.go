@@ -171,6 +171,7 @@ func (f *Fetcher) attempt(ctx context.Context, desc manifest.Descriptor, from So
 	if err != nil {
 		return 0, localError{err}
 	}
+	more := false // than the signed length was offered
 	if have > desc.Size {
 		// Left by a wrong descriptor of the same digest: Finish drops it.
 		have = 0
@@ -180,6 +181,7 @@ func (f *Fetcher) attempt(ctx context.Context, desc manifest.Descriptor, from So
 	}
 	if have < desc.Size {
 		got, err = f.transfer(ctx, desc, from, have)
+		more = errors.Is(err, blob.ErrTooLong)
 		// More than the signed length was offered and left unread; the hash
 		// decides about what was read.
 		if err != nil && !errors.Is(err, blob.ErrTooLong) {
@@ -190,8 +192,12 @@ func (f *Fetcher) attempt(ctx context.Context, desc manifest.Descriptor, from So
 		}
 	}
 	err = f.Store.Finish(ctx, desc.Digest, desc.Size)
-	if err != nil && !errors.Is(err, blob.ErrDigestMismatch) && ctx.Err() == nil {
+	switch {
+	case err == nil || ctx.Err() != nil:
+	case !errors.Is(err, blob.ErrDigestMismatch):
 		err = localError{err}
+	case more:
+		err = fmt.Errorf("%w, and more was offered: %w", err, blob.ErrTooLong)
 	}
 	return got, err
 }

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"strings"
 	"syscall"
 )
 
@@ -65,10 +66,21 @@ const (
 	tempSuffix = ".tmp"
 )
 
-// wrap says what was tried and makes quota errors match ErrDiskFull.
+// escapes reports whether a name or a link leads out of the directory. The
+// library has no error value for it.
+func escapes(err error) bool {
+	p, ok := errors.AsType[*fs.PathError](err)
+	return ok && strings.Contains(p.Err.Error(), "escapes from parent")
+}
+
+// wrap says what was tried and makes quota errors match ErrDiskFull, and names
+// that lead out ErrBadName.
 func wrap(op, name string, err error) error {
 	if err == nil {
 		return nil
+	}
+	if escapes(err) {
+		return fmt.Errorf("%s %s: %w: %w", op, name, ErrBadName, err)
 	}
 	if errors.Is(err, syscall.EDQUOT) {
 		return fmt.Errorf("%s %s: %w: %w", op, name, ErrDiskFull, err)

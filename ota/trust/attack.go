@@ -9,6 +9,7 @@ const (
 	ClassWrongDevice  = "wrong-device"                // meant for another device or tenant
 	ClassRollback     = "rollback"                    // older metadata or older release
 	ClassDisagreement = "director-image-disagreement" // director and image repository differ
+	ClassFastForward  = "fast-forward"                // older than versions that were run up
 	ClassFreeze       = "freeze"                      // metadata past its expiry
 	ClassMixAndMatch  = "mix-and-match"               // metadata files of different times
 	ClassArbitrary    = "arbitrary-signature"         // not signed by enough trusted keys

@@ -324,6 +324,9 @@ func (c *Client) walkRoots(ctx context.Context, src MetadataSource) error {
 			if len(b) > maxRoot {
 				return &Attack{ClassEndless, fmt.Errorf("%s: %d bytes, limit %d", name, len(b), maxRoot)}
 			}
+			if err := once(b); err != nil {
+				return &Attack{ClassMalformed, fmt.Errorf("%s: %w", name, err)}
+			}
 			if err := guard(func() error { _, err := tm.UpdateRoot(b); return err }); err != nil {
 				return refusal(name, err)
 			}

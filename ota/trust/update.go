@@ -39,6 +39,9 @@ func (u *update) get(name string, limit int64) ([]byte, error) {
 	if int64(len(b)) > limit {
 		return nil, &Attack{ClassEndless, fmt.Errorf("%s: %d bytes, limit %d", name, len(b), limit)}
 	}
+	if err := once(b); err != nil {
+		return nil, &Attack{ClassMalformed, fmt.Errorf("%s: %w", name, err)}
+	}
 	return b, nil
 }
 
@@ -66,12 +69,28 @@ func (u *update) timestamp() error {
 	case errors.Is(err, &metadata.ErrEqualVersionNumber{}):
 		u.next.Timestamp = latest
 	default:
-		return refusal("timestamp.json", err)
+		return u.older(refusal("timestamp.json", err), b)
 	}
 	if u.tm.Timestamp.Signed.IsExpired(u.tm.RefTime) {
 		return refusal("timestamp.json", &metadata.ErrExpiredMetadata{Msg: "expired at " + u.tm.Timestamp.Signed.Expires.UTC().Format(time.RFC3339)})
 	}
 	return nil
+}
+
+// leap is how far ahead no honest repository comes: it signs some times a day.
+const leap = 1 << 20
+
+// older tells a timestamp that is merely old from an honest one that looks old
+// since the versions were run up with a stolen key.
+func (u *update) older(err error, b []byte) error {
+	a, ok := errors.AsType[*Attack](err)
+	if !ok || a.Class != ClassRollback || u.tm.Timestamp == nil {
+		return err
+	}
+	if m, perr := metadata.Timestamp().FromBytes(b); perr == nil && u.tm.Timestamp.Signed.Version-m.Signed.Version > leap {
+		return &Attack{ClassFastForward, fmt.Errorf("%w: somebody has run the versions up with a stolen key: rotate the timestamp and snapshot keys", a.Err)}
+	}
+	return err
 }
 
 // loadTimestamps loads the first that counts, for protection against rollback,

@@ -11,6 +11,7 @@ import (
 	"github.com/skein-fleet/skein/ota/chunk"
 	"github.com/skein-fleet/skein/ota/fetch"
 	"github.com/skein-fleet/skein/ota/manifest"
+	"github.com/skein-fleet/skein/ota/slot"
 	"github.com/skein-fleet/skein/ota/trust"
 )
 
@@ -36,7 +37,7 @@ func AttackOf(err error) string {
 		{manifest.ErrNoTarget, trust.ClassWrongHardware}, {manifest.ErrName, trust.ClassPath}, {manifest.ErrTwice, trust.ClassTwice},
 		{manifest.ErrMalformed, trust.ClassMalformed},
 		{chunk.ErrExpands, trust.ClassBomb}, {chunk.ErrBase, trust.ClassWrongBase}, {chunk.ErrPatch, trust.ClassBadPatch}, {chunk.ErrIndex, trust.ClassBadIndex},
-		{blob.ErrDigestMismatch, trust.ClassWrongHash}, {blob.ErrTooLong, trust.ClassEndless},
+		{blob.ErrTooLong, trust.ClassEndless}, {blob.ErrDigestMismatch, trust.ClassWrongHash}, {slot.ErrBadName, trust.ClassPath},
 		{fetch.ErrSlow, trust.ClassSlow}, {fetch.ErrNotFound, trust.ClassWithheld},
 	} {
 		if errors.Is(err, c.err) {
@@ -70,6 +71,18 @@ func (x *Executor) intact(ctx context.Context, i *state.Install) error {
 		return context.Cause(ctx)
 	}
 	return fmt.Errorf("%w: %s", ErrTampered, i.Dir())
+}
+
+// dropDamaged removes the blobs of an install that are not what their digests
+// say, so that the next try fetches them again.
+func (x *Executor) dropDamaged(ctx context.Context, i *state.Install) error {
+	var errs []error
+	for _, d := range i.Blobs {
+		if err := x.Blobs.Verify(ctx, d); errors.Is(err, blob.ErrDigestMismatch) {
+			errs = append(errs, x.Blobs.Delete(d))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // staged says which files a release has on the device.

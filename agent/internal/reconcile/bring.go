@@ -227,8 +227,11 @@ func (b *bringer) patch(ctx context.Context, l manifest.Descriptor, p manifest.P
 	if err != nil {
 		return err
 	}
-	if opened.Base != p.Base || opened.Target != l.Digest || opened.TargetSize != l.Size {
-		return fmt.Errorf("%w: it makes %s of %d bytes from %s", chunk.ErrPatch, opened.Target.Short(), opened.TargetSize, opened.Base.Short())
+	if opened.Base != p.Base {
+		return fmt.Errorf("%w: it is from %s, not from %s", chunk.ErrBase, opened.Base.Short(), p.Base.Short())
+	}
+	if opened.Target != l.Digest || opened.TargetSize != l.Size {
+		return fmt.Errorf("%w: it makes %s of %d bytes", chunk.ErrPatch, opened.Target.Short(), opened.TargetSize)
 	}
 	base, baseSize, err := x.Blobs.Open(ctx, p.Base)
 	if err != nil {

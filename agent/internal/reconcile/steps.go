@@ -56,6 +56,9 @@ func (x *Executor) read(ctx context.Context, i *state.Install) (*contents, error
 	if err != nil {
 		return nil, err
 	}
+	if of, is := m.Annotations[manifest.AnnTarget], desc.Annotations[manifest.AnnTarget]; of != is {
+		return nil, fmt.Errorf("%w: the index lists for %q a manifest that is made for %q", manifest.ErrNoTarget, is, of)
+	}
 	if c.weights, c.format, err = m.Weights(); err != nil {
 		return nil, err
 	}
@@ -178,7 +181,7 @@ func (x *Executor) bring(ctx context.Context, d manifest.Descriptor, from fetch.
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		for _, final := range []error{fetch.ErrNotFound, fetch.ErrForbidden, fetch.ErrUnusable, blob.ErrDigestMismatch, blob.ErrTooLong, blob.ErrTruncated, slot.ErrDiskFull, manifest.ErrMalformed} {
+		for _, final := range []error{fetch.ErrNotFound, fetch.ErrForbidden, fetch.ErrUnusable, blob.ErrDigestMismatch, blob.ErrTooLong, blob.ErrTruncated, slot.ErrDiskFull, slot.ErrBadName, manifest.ErrMalformed} {
 			if errors.Is(err, final) {
 				return err
 			}
@@ -349,7 +352,7 @@ func (x *Executor) doBuild(_ context.Context, a *attempt) (string, error) {
 func (x *Executor) doLoad(ctx context.Context, a *attempt) (string, error) {
 	w := a.install.Workload(x.Files, a.params)
 	if err := x.intact(ctx, &a.install); err != nil {
-		return "", err
+		return "", errors.Join(err, x.dropDamaged(ctx, &a.install))
 	}
 	err := x.load(ctx, w)
 	note := ""
