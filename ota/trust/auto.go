@@ -33,6 +33,10 @@ const (
 // releases with no hand.
 func AutoRole(model string) string { return autoPrefix + model }
 
+// PolicyTarget is the target, in top-level targets alone, whose custom part
+// holds the AutoPolicy of a model.
+func PolicyTarget(model string) string { return policyPrefix + model + ".json" }
+
 // autoSet is the metadata of auto roles by role.
 type autoSet map[string]*metadata.Metadata[metadata.TargetsType]
 

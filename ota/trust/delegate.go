@@ -48,7 +48,7 @@ func (r *Repo) Delegate(ctx context.Context, policy AutoPolicy, keys []NamedKey,
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	err = r.changeTargets(now, func(m *metadata.TargetsType) error {
-		if err := putTarget(m, policyOf(policy.Model), int64(len(content)), ota.DigestOf(content), custom); err != nil {
+		if err := putTarget(m, PolicyTarget(policy.Model), int64(len(content)), ota.DigestOf(content), custom); err != nil {
 			return err
 		}
 		replaceRole(m, role.Name, &role, byID)
@@ -76,7 +76,7 @@ func (r *Repo) Undelegate(ctx context.Context, model string, now time.Time) erro
 		return fmt.Errorf("take back the delegation of %s: %w: there is none", model, ErrUnknownTarget)
 	}
 	return r.changeTargets(now, func(m *metadata.TargetsType) error {
-		delete(m.Targets, policyOf(model))
+		delete(m.Targets, PolicyTarget(model))
 		replaceRole(m, AutoRole(model), nil, nil)
 		return nil
 	})
@@ -120,7 +120,7 @@ func (r *Repo) Policy(model string) (AutoPolicy, error) {
 }
 
 func policyFor(targets *metadata.Metadata[metadata.TargetsType], model string) (AutoPolicy, error) {
-	info, err := targetInfo(targets, policyOf(model))
+	info, err := targetInfo(targets, PolicyTarget(model))
 	if err != nil {
 		return AutoPolicy{}, err
 	}

@@ -49,7 +49,7 @@ type notaryState struct {
 // NotaryEntry is one signature, or one refusal, for the log of the signer.
 type NotaryEntry struct {
 	Time    time.Time  `json:"time"`
-	What    string     `json:"what"` // snapshot, timestamp, auto/MODEL or refused
+	What    string     `json:"what"` // snapshot, timestamp, auto/MODEL, root (trusted) or refused
 	Version int64      `json:"version,omitempty"`
 	Digest  ota.Digest `json:"digest,omitempty"` // of the file signed
 	Detail  string     `json:"detail,omitempty"`
@@ -167,6 +167,9 @@ func (n *Notary) Roots(_ context.Context, roots [][]byte) error {
 			return err
 		}
 		n.root = tm.Root
+		if err := n.log(NotaryEntry{Time: n.now().UTC(), What: "root", Version: tm.Root.Signed.Version, Digest: ota.DigestOf(b), Detail: "trusted from now on"}); err != nil {
+			return fmt.Errorf("write the signer's log: %w", err)
+		}
 	}
 	return nil
 }

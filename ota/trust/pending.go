@@ -401,16 +401,28 @@ func (r *Repo) advance(now time.Time) error {
 		}
 	}
 	switch {
+	case r.targetsReady() && !r.signsOnline():
+		return fmt.Errorf("%w: targets %d is signed; skeind with the online keys, or its signer, publishes it", ErrPending, r.draft.targets.Signed.Version)
 	case r.targetsReady():
 		if err := r.publishTargets(now); err != nil {
 			return err
 		}
-	case rooted && r.targets.Signed.Version > 0:
+	case rooted && r.targets.Signed.Version > 0 && r.signsOnline():
 		if err := r.freshen(now); err != nil {
 			return err
 		}
 	}
 	return r.waiting()
+}
+
+// signsOnline reports whether snapshot and timestamp can be signed from here.
+func (r *Repo) signsOnline() bool {
+	if r.online != nil {
+		return true
+	}
+	_, errS := r.keys.forRole(r.root, metadata.SNAPSHOT)
+	_, errT := r.keys.forRole(r.root, metadata.TIMESTAMP)
+	return errS == nil && errT == nil
 }
 
 // draftBoth makes a draft of targets beside that of a root by which other keys

@@ -82,7 +82,7 @@ func OpenRepo(dir string, online ...Online) (*Repo, error) {
 }
 
 // OpenFiles is OpenRepo for any durable files, such as a copy in memory.
-func OpenFiles(f slot.Files) (*Repo, error) { return openRepo(f) }
+func OpenFiles(f slot.Files, online ...Online) (*Repo, error) { return openRepo(f, online...) }
 
 func openRepo(f slot.Files, online ...Online) (*Repo, error) {
 	r := &Repo{files: f}
