@@ -539,11 +539,36 @@ func TestBadDescriptor(t *testing.T) {
 	}
 }
 
+// TestHTTPAt: files of servers that are not ours.
+func TestHTTPAt(t *testing.T) {
+	b := content(100_000)
+	ours := honest(t, b)
+	h := func(w http.ResponseWriter, r *http.Request) {
+		if name, ok := strings.CutPrefix(r.URL.Path, "/targets/"); ok {
+			r.URL.Path = "/v2/skein/blobs/sha256:" + strings.TrimSuffix(name, ".model")
+			ours(w, r)
+			return
+		}
+		http.NotFound(w, r)
+	}
+	run(t, h, func(t *testing.T, s *server, f *Fetcher, _ *slot.Mem) {
+		f.Source = HTTPAt(s.client, func(d ota.Digest) string { return "http://mirror/targets/" + d.Hex() + ".model" })
+		if err := f.Fetch(t.Context(), descriptor(b)); err != nil {
+			t.Fatal(err)
+		}
+		check(t, f, b)
+	})
+}
+
 func TestHTTPMetadata(t *testing.T) {
 	h := func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/tuf/2.root.json":
 			http.NotFound(w, r)
+		case "/tuf/3.auto/meter.json":
+			if r.RequestURI == "/tuf/3.auto%2Fmeter.json" || r.RequestURI == "http://cp/tuf/3.auto%2Fmeter.json" {
+				_, _ = io.WriteString(w, "delegated")
+			}
 		case "/tuf/timestamp.json":
 			_, _ = io.WriteString(w, "{}")
 		case "/tuf/endless":
@@ -575,8 +600,13 @@ func TestHTTPMetadata(t *testing.T) {
 		if b, err := src(t.Context(), "timestamp.json"); string(b) != "{}" {
 			t.Errorf("%q, %v", b, err)
 		}
-		if _, err := src(t.Context(), "2.root.json"); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("absent: %v", err)
+		if b, err := src(t.Context(), "3.auto%2Fmeter.json"); string(b) != "delegated" {
+			t.Errorf("a role with a slash: %q, %v", b, err)
+		}
+		for _, name := range []string{"2.root.json", "", "..", "%2e%2e", "a/timestamp.json", "timestamp.json?x", "timestamp.json#x", "%zz"} {
+			if _, err := src(t.Context(), name); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%q: %v", name, err)
+			}
 		}
 		if _, err := src(t.Context(), "x"); !errors.Is(err, ErrAnswer) || errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("bad gateway: %v", err)
@@ -584,7 +614,7 @@ func TestHTTPMetadata(t *testing.T) {
 		if b, err := src(t.Context(), "endless"); len(b) != MaxMetadata+1 || err != nil {
 			t.Errorf("%d bytes, %v", len(b), err)
 		}
-		for name, after := range map[string]time.Duration{"stalled": metadataStall, "trickle": metadataTime} {
+		for name, after := range map[string]time.Duration{"stalled": MetadataStall, "trickle": metadataTime} {
 			begun := time.Now()
 			if _, err := src(t.Context(), name); !errors.Is(err, ErrSlow) || time.Since(begun) != after {
 				t.Errorf("%s: %v after %s", name, err, time.Since(begun))

@@ -20,14 +20,20 @@ import (
 var ErrAnswer = errors.New("unusable answer")
 
 type httpSource struct {
-	client *http.Client
-	base   string
+	client  *http.Client
+	address func(ota.Digest) string
 }
 
 // HTTP returns the source of a control plane, registry or cache: ranges of
 // GET BASE/v2/skein/blobs/DIGEST. The client must not have a total timeout.
 func HTTP(client *http.Client, baseURL string) Source {
-	return httpSource{client: client, base: strings.TrimSuffix(baseURL, "/")}
+	base := strings.TrimSuffix(baseURL, "/")
+	return HTTPAt(client, func(d ota.Digest) string { return base + "/v2/skein/blobs/" + string(d) })
+}
+
+// HTTPAt is HTTP for servers that keep their files elsewhere: address says where.
+func HTTPAt(client *http.Client, address func(ota.Digest) string) Source {
+	return httpSource{client: client, address: address}
 }
 
 // Open implements Source.
@@ -35,7 +41,7 @@ func (s httpSource) Open(ctx context.Context, d ota.Digest, offset, length int64
 	if length <= 0 || offset < 0 {
 		return nil, fmt.Errorf("%w: range %d+%d", ErrAnswer, offset, length)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.base+"/v2/skein/blobs/"+string(d), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.address(d), nil)
 	if err != nil {
 		return nil, fmt.Errorf("ask for %s: %w", d.Short(), err)
 	}
@@ -142,15 +148,24 @@ const (
 // HTTPMetadata returns a trust.MetadataSource: GET BASE/tuf/NAME, fs.ErrNotExist
 // for 404. It reads at most MaxMetadata and one byte, and gives up with ErrSlow.
 func HTTPMetadata(client *http.Client, baseURL string) func(ctx context.Context, name string) ([]byte, error) {
-	base := strings.TrimSuffix(baseURL, "/")
+	return HTTPMetadataAt(client, strings.TrimSuffix(baseURL, "/")+"/tuf")
+}
+
+// HTTPMetadataAt is HTTPMetadata for GET ADDRESS/NAME. Names go on the wire as
+// they are: the role in them is quoted already, as in 3.auto%2Fmeter.json.
+func HTTPMetadataAt(client *http.Client, address string) func(ctx context.Context, name string) ([]byte, error) {
+	address = strings.TrimSuffix(address, "/")
 	return func(ctx context.Context, name string) ([]byte, error) {
+		if plain, err := url.PathUnescape(name); err != nil || strings.ContainsAny(name, "/?#") || plain == "" || plain == "." || plain == ".." {
+			return nil, fmt.Errorf("ask for %q: no name of metadata: %w", name, fs.ErrNotExist)
+		}
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		whole := time.AfterFunc(metadataTime, func() { cancel(fmt.Errorf("%w: %s is not here after %s", ErrSlow, name, metadataTime)) })
 		defer whole.Stop()
 		stall := time.AfterFunc(MetadataStall, func() { cancel(fmt.Errorf("%w: no byte of %s for %s", ErrSlow, name, MetadataStall)) })
 		defer stall.Stop()
-		b, err := getMetadata(ctx, client, base+"/tuf/"+url.PathEscape(name), func() { stall.Reset(MetadataStall) })
+		b, err := getMetadata(ctx, client, address+"/"+name, func() { stall.Reset(MetadataStall) })
 		if err != nil {
 			return nil, fmt.Errorf("ask for %s: %w", name, because(ctx, err))
 		}

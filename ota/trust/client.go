@@ -423,6 +423,29 @@ func (c *Client) Observe(t time.Time) error {
 	return c.advance(t, timestampKeys(tm))
 }
 
+// Trusted returns the metadata that is trusted now, by name without a version,
+// as TUF clients lay it out: for people and tools to look at. Of timestamp and
+// snapshot it is the newest seen.
+func (c *Client) Trusted() map[string][]byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := map[string][]byte{"root.json": bytes.Clone(c.root)}
+	put := func(role string, b []byte) {
+		if len(b) > 0 {
+			out[fileName(role)+".json"] = bytes.Clone(b)
+		}
+	}
+	for role, b := range c.set.Roles {
+		put(role, b)
+	}
+	for _, set := range []struct{ timestamp, snapshot []byte }{{c.set.Timestamp, c.set.Snapshot}, {c.set.Seen.Timestamp, c.set.Seen.Snapshot}} {
+		put(metadata.TIMESTAMP, set.timestamp)
+		put(metadata.SNAPSHOT, set.snapshot)
+	}
+	put(metadata.TARGETS, c.set.Targets)
+	return out
+}
+
 // RootVersion returns the version of the root that is trusted now.
 func (c *Client) RootVersion() int64 {
 	c.mu.Lock()
@@ -502,7 +525,7 @@ func (c *Client) heldRoles() loader {
 
 // policy returns what a person signed for the model of an auto role.
 func (c *Client) policy(role, path string) (*AutoPolicy, error) {
-	model := strings.TrimPrefix(role, "auto/")
+	model := strings.TrimPrefix(role, autoPrefix)
 	refuse := func(why error) error {
 		return &Attack{ClassUnauthorised, fmt.Errorf("%s is listed by %s: %w", path, role, why)}
 	}

@@ -67,7 +67,7 @@ func walk(target string, load loader) (*listing, []string, error) {
 		}
 		for _, role := range slices.Backward(next) {
 			auto := h.auto
-			if _, ok := strings.CutPrefix(role, "auto/"); ok && auto == "" {
+			if auto == "" && strings.HasPrefix(role, autoPrefix) {
 				auto = role
 			}
 			stack = append(stack, hop{role: role, parent: h.role, auto: auto})
@@ -79,7 +79,7 @@ func walk(target string, load loader) (*listing, []string, error) {
 // topOnly reports whether the top level alone may list a path: what is
 // delegated must not say who the director is, nor what a policy is.
 func topOnly(target string) bool {
-	return target == DirectorTarget || strings.HasPrefix(target, "policies/")
+	return target == DirectorTarget || strings.HasPrefix(target, policyPrefix)
 }
 
 // children returns the roles to which a path is delegated, in order, and

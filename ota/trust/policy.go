@@ -15,7 +15,7 @@ import (
 
 // policyOf is the target, in top-level targets alone, whose custom part holds
 // the AutoPolicy of a model.
-func policyOf(model string) string { return "policies/" + model + ".json" }
+func policyOf(model string) string { return policyPrefix + model + ".json" }
 
 // AutoPolicy is what a person signed for the closed loop of a model: the most
 // that a release listed by its auto role may be. Whoever holds the key of that

@@ -5,12 +5,13 @@ import (
 	"io/fs"
 	"net/http"
 	"regexp"
+	"strings"
 )
 
-var metadataRE = regexp.MustCompile(`^([0-9]+\.)?[a-z0-9-]+\.json$`)
+var metadataRE = regexp.MustCompile(`^([0-9]+\.)?([a-z0-9-]+|auto/[a-z0-9._-]+)\.json$`)
 
 // TUF serves GET /tuf/{name}, the signed metadata, to devices. Everybody may
-// read it.
+// read it. The slash in the name of a delegated role is %2F on the wire.
 func (c *Catalog) TUF() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /tuf/{name}", func(w http.ResponseWriter, r *http.Request) {
@@ -19,7 +20,7 @@ func (c *Catalog) TUF() http.Handler {
 			http.NotFound(w, r)
 			return
 		}
-		raw, err := c.cfg.Repository.Metadata(name)
+		raw, err := c.cfg.Repository.Metadata(strings.Replace(name, "/", "%2F", 1))
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			http.NotFound(w, r)
