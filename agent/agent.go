@@ -29,6 +29,7 @@ import (
 	"github.com/skein-fleet/skein/agent/internal/pki"
 	"github.com/skein-fleet/skein/agent/internal/reconcile"
 	"github.com/skein-fleet/skein/agent/internal/state"
+	"github.com/skein-fleet/skein/agent/internal/stream"
 	"github.com/skein-fleet/skein/agent/runtime"
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/blob"
@@ -78,7 +79,8 @@ type Options struct {
 	Files   slot.Files
 	// Spool holds telemetry; nil is a bounded one in memory. Run does not close it.
 	Spool spool.Spool
-	// Blobs and Metadata are HTTPS to Identity.BlobURL when nil.
+	// Blobs and Metadata are HTTPS to Identity.BlobURL when nil, and the link
+	// where that does not get through.
 	Blobs    fetch.Source
 	Metadata trust.MetadataSource
 	Logger   *slog.Logger
@@ -139,6 +141,9 @@ type Agent struct {
 	trust    *trust.Client
 	blobs    *blob.Store
 	fetcher  *fetch.Fetcher
+	chain    *fetch.Chain  // what fetcher takes from
+	ways     []fetch.Named // of chain, by cost
+	overLink *stream.Source
 	budget   *budget.Gate
 	exec     *reconcile.Executor
 	board    *health.Board
@@ -247,7 +252,7 @@ func (a *Agent) open() (err error) {
 	a.exec = reconcile.NewExecutor(reconcile.Config{
 		Files: o.Files, Blobs: a.blobs, Fetch: a.fetcher, Journal: a.journal, State: a.state, Runtime: o.Runtime,
 		Logger: a.log, Target: func() ota.Target { return a.facts.Target }, Params: a.openParams, Agrees: a.agrees,
-		Free: o.Host.DiskFree, Reserve: a.budget.Reserve, Gate: a.budget, Now: o.Now, LoadTimeout: o.LoadTimeout, SoakEvery: o.SoakEvery,
+		BytesBy: a.chain.Bytes, Free: o.Host.DiskFree, Reserve: a.budget.Reserve, Gate: a.budget, Now: o.Now, LoadTimeout: o.LoadTimeout, SoakEvery: o.SoakEvery,
 		Hook: o.StepHook, Observe: a.observeStep, Proven: a.observeProof,
 		Waiting: a.noteWaiting, Tend: a.tend, TendEvery: o.CheckEvery, Refused: a.noteRefused,
 	})
@@ -276,16 +281,10 @@ func (a *Agent) connectParts() error {
 			a.http.Transport = o.WrapHTTP(a.http.Transport)
 		}
 	}
-	source := o.Blobs
-	if source == nil {
-		source = fetch.HTTP(a.http, o.Identity.BlobURL)
-	}
-	a.fetcher = &fetch.Fetcher{Store: a.blobs, Source: a.budget.Meter(source)}
+	a.connectTransfer()
+	a.fetcher = &fetch.Fetcher{Store: a.blobs, Source: a.budget.Meter(a.chain)}
 	if o.TuneFetch != nil {
 		o.TuneFetch(a.fetcher)
-	}
-	if o.Metadata == nil {
-		a.opts.Metadata = fetch.HTTPMetadata(a.http, o.Identity.BlobURL)
 	}
 	a.link = o.Link
 	if a.link == nil {

@@ -179,11 +179,12 @@ func (a *Agent) runLink(ctx context.Context) error {
 		Boot: a.ids.bootID, NextID: a.ids.next,
 		Connected:    a.connected,
 		Disconnected: a.disconnected,
-		Message:      a.inbox.put,
+		Message:      a.message,
 	})
 }
 
 func (a *Agent) connected(ctx context.Context) {
+	a.overLink.Reconnected()
 	if err := a.hello(ctx); err != nil {
 		a.log.Warn("hello", "error", err)
 	}

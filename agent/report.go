@@ -117,6 +117,7 @@ func (a *Agent) reported() *wire.Reported {
 	r := &wire.Reported{
 		Phase: phaseOf(s), Conditions: a.board.Conditions(), Journal: a.journalLines(),
 		Target: a.facts.Target.String(), HighestCounter: s.HighestCounter, BytesFetched: s.BytesFetched,
+		Sources: sourceBytes(s.Sources),
 	}
 	r.Policy = a.budget.State()
 	if c := s.Current; c != nil {

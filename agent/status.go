@@ -79,7 +79,7 @@ func (a *Agent) Status() Status {
 		Hardware: a.facts.Hardware, Target: a.facts.Target.String(), Agent: a.opts.Version,
 		Held: s.Held, Phase: phaseOf(s), Conditions: a.board.Conditions(), Journal: a.journalLines(),
 		Boot: a.ids.bootID, ClockDoubtful: doubtful, TrustedTime: a.trust.TrustedTime(), Uptime: now.Sub(a.started),
-		BytesFetched: s.BytesFetched,
+		BytesFetched: s.BytesFetched, Sources: sourceBytes(s.Sources),
 	}
 	if leaf, err := id.Leaf(); err == nil {
 		st.CertificateNotAfter = leaf.NotAfter

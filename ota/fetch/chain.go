@@ -116,6 +116,19 @@ func (c *Chain) Avoided() map[string]error {
 	return out
 }
 
+// Failed notes that the way with this key does not work, as somebody else saw
+// who uses it too.
+func (c *Chain) Failed(key string, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := c.way(key)
+	w.failures++
+	w.last = err
+	if until := c.later(failedMin, failedMax, w.failures); until.After(w.until) {
+		w.until = until
+	}
+}
+
 // Blame implements Blamer: all who gave bytes of d are avoided for long.
 func (c *Chain) Blame(d ota.Digest) {
 	c.mu.Lock()

@@ -38,7 +38,8 @@ type Status struct {
 	SpoolBytes    int64
 	SpoolFrames   int64
 	SpoolDropped  int64
-	BytesFetched  int64
-	Summary       string   // one sentence
-	Reasons       []string // what holds something up, now
+	BytesFetched  int64              // for the last update
+	Sources       []wire.SourceBytes // by which way
+	Summary       string             // one sentence
+	Reasons       []string           // what holds something up, now
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -68,9 +69,11 @@ func (openGate) Exempt(ctx context.Context) context.Context { return ctx }
 // Config is what an Executor works with. The functions that are only told
 // something, Tend and the times may be left out.
 type Config struct {
-	Files   slot.Files
-	Blobs   *blob.Store
-	Fetch   Fetcher
+	Files slot.Files
+	Blobs *blob.Store
+	Fetch Fetcher
+	// BytesBy returns how many bytes came so far by each way; nil counts none.
+	BytesBy func() map[string]int64
 	Journal *slot.Journal
 	State   *state.Store
 	Runtime runtime.Runtime
@@ -114,7 +117,8 @@ type Config struct {
 // for Restore from within Tend.
 type Executor struct {
 	Config
-	counted int64 // bytes fetched that are in the state already
+	counted   int64            // bytes fetched that are in the state already
+	countedBy map[string]int64 // the same by way
 
 	mu      sync.Mutex // guards what follows
 	cancel  context.CancelCauseFunc
@@ -126,6 +130,9 @@ type Executor struct {
 func NewExecutor(c Config) *Executor {
 	if c.Hook == nil {
 		c.Hook = func(ota.Step, wire.StepState) {}
+	}
+	if c.BytesBy == nil {
+		c.BytesBy = func() map[string]int64 { return nil }
 	}
 	if c.Observe == nil {
 		c.Observe = func(slot.Entry) {}
@@ -253,13 +260,13 @@ func (x *Executor) lastStep() ota.Step {
 func (x *Executor) begin(i *state.Install) error {
 	err := x.State.Change(func(s *state.State) {
 		s.Updates++
-		s.BytesFetched = 0
+		s.BytesFetched, s.Sources = 0, nil
 		s.Update = &state.Update{ID: fmt.Sprintf("%s-%d", i.Generation, s.Updates), Install: *i}
 	})
 	if err != nil {
 		return fmt.Errorf("begin update: %w", err)
 	}
-	x.counted = x.Fetch.BytesFetched()
+	x.counted, x.countedBy = x.Fetch.BytesFetched(), x.BytesBy()
 	return nil
 }
 
@@ -268,6 +275,17 @@ func (x *Executor) countBytes(s *state.State) {
 	now := x.Fetch.BytesFetched()
 	s.BytesFetched += now - x.counted
 	x.counted = now
+	by, sources := x.BytesBy(), map[string]int64{}
+	maps.Copy(sources, s.Sources)
+	for name, n := range by {
+		if n > x.countedBy[name] {
+			sources[name] += n - x.countedBy[name]
+		}
+	}
+	x.countedBy = by
+	if len(sources) > 0 {
+		s.Sources = sources
+	}
 }
 
 // attempt is one run of an update's steps.

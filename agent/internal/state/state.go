@@ -119,6 +119,8 @@ type State struct {
 
 	// BytesFetched is what the last update took from the network.
 	BytesFetched int64 `json:"bytes_fetched,omitzero"`
+	// Sources say by which way. Replaced as a whole, never changed.
+	Sources map[string]int64 `json:"sources,omitzero"`
 
 	HighestCounter uint64 `json:"highest_counter"` // release counter ever committed
 	// Highest is the same by the name of the release, for which alone counters

@@ -19,7 +19,7 @@ func full() State {
 	return State{Version: version, Starts: 1, Updates: 2, Held: i.Generation, HeldDigest: []byte{1}, Desired: []byte{2}, Current: i, Previous: i,
 		Update:       &Update{ID: "u", Install: *i, Attempts: 1, Undoing: true, Class: ota.Failed, Cause: "c", Step: ota.StepLoad},
 		Failure:      &Failure{Generation: i.Generation, Release: i.Release, Class: ota.Rejected, Step: ota.StepProve, Cause: "c", Time: time.Unix(5, 0).UTC()},
-		BytesFetched: 9, HighestCounter: 4, Highest: map[string]uint64{"releases/m": 4}, ReportCounter: 5, CmdCounter: 6}
+		BytesFetched: 9, Sources: map[string]int64{"mqtt": 9}, HighestCounter: 4, Highest: map[string]uint64{"releases/m": 4}, ReportCounter: 5, CmdCounter: 6}
 }
 
 func TestChangeIsDurableOrNothing(t *testing.T) {

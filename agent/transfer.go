@@ -1,0 +1,75 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/skein-fleet/skein/agent/internal/stream"
+	"github.com/skein-fleet/skein/ota/fetch"
+	"github.com/skein-fleet/skein/ota/trust"
+	"github.com/skein-fleet/skein/proto/wire"
+)
+
+// Names of the ways to blobs, as reports say them.
+const (
+	byHTTPS = "https"
+	byLink  = "mqtt"
+)
+
+// connectTransfer makes the ways to blobs and trust metadata: HTTPS first, and
+// over the link where that does not get through. Options that name their own
+// are the only way.
+func (a *Agent) connectTransfer() {
+	a.overLink = stream.New(stream.Config{Publish: a.publish, NextID: a.ids.next})
+	a.ways = []fetch.Named{{Name: byHTTPS, Source: a.opts.Blobs}}
+	if a.opts.Blobs == nil {
+		a.ways = []fetch.Named{
+			{Name: byHTTPS, Source: fetch.HTTP(a.http, a.opts.Identity.BlobURL)},
+			{Name: byLink, Source: a.overLink},
+		}
+	}
+	a.chain = fetch.NewChain(time.Now, func() []fetch.Named { return a.ways })
+	if a.opts.Metadata == nil {
+		a.opts.Metadata = trust.FirstOf(a.httpsMetadata(fetch.HTTPMetadata(a.http, a.opts.Identity.BlobURL)), a.overLink.Metadata)
+	}
+}
+
+// httpsMetadata is get, not asked while HTTPS is known not to get through and
+// the link is up.
+func (a *Agent) httpsMetadata(get trust.MetadataSource) trust.MetadataSource {
+	return func(ctx context.Context, name string) ([]byte, error) {
+		if up, _ := a.conn.up(); up {
+			if why := a.chain.Avoided()[byHTTPS]; why != nil {
+				return nil, fmt.Errorf("not asked by HTTPS: %w", why)
+			}
+		}
+		b, err := get(ctx, name)
+		if err != nil && ctx.Err() == nil && !errors.Is(err, fs.ErrNotExist) {
+			a.chain.Failed(byHTTPS, err)
+		}
+		return b, err
+	}
+}
+
+// sourceBytes is the form of bytes by way that reports have.
+func sourceBytes(by map[string]int64) []wire.SourceBytes {
+	var out []wire.SourceBytes
+	for _, name := range slices.Sorted(maps.Keys(by)) {
+		out = append(out, wire.SourceBytes{Name: name, Bytes: by[name]})
+	}
+	return out
+}
+
+// message takes what comes down.
+func (a *Agent) message(kind wire.Kind, payload []byte) {
+	if kind == wire.DownChunk {
+		a.overLink.Message(payload)
+		return
+	}
+	a.inbox.put(kind, payload)
+}
