@@ -1,12 +1,14 @@
 package fleet
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"time"
 
+	"github.com/skein-fleet/skein/controlplane/internal/policy"
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/manifest"
@@ -20,6 +22,8 @@ type Intent struct {
 	Release         ota.Digest // empty: nothing
 	RollbackAllowed bool
 	Rollout         string // empty: outside any rollout
+	// Extra is added to the device's policy for this desired state.
+	Extra policy.Extra
 	// Again makes a new generation even when it says what the present one says,
 	// so that a device tries once more what failed on it.
 	Again bool
@@ -98,7 +102,11 @@ func (f *Fleet) makeFrom(ctx context.Context, tw *twin, b basis, in Intent, para
 	if err != nil {
 		return nil, err
 	}
-	if !anew && !in.Again && same(wanted, in, paramsDigest) {
+	policyDigest, extra, err := f.restrain(&d, dev, in)
+	if err != nil {
+		return nil, err
+	}
+	if !anew && !in.Again && same(wanted, in, paramsDigest) && bytes.Equal(wanted.PolicyDigest, policyDigest) {
 		return nil, nil
 	}
 	d.Generation = f.next(wanted, held)
@@ -118,7 +126,8 @@ func (f *Fleet) makeFrom(ctx context.Context, tw *twin, b basis, in Intent, para
 	}
 	sum := sha256.Sum256(payload)
 	return &made{tw: tw, row: store.Desired{Tenant: tw.tenant, Device: dev.ID, Generation: d.Generation, Release: string(in.Release),
-		RollbackAllowed: in.RollbackAllowed, Rollout: in.Rollout, Payload: signed, Digest: sum[:], ParamsDigest: paramsDigest, Expires: expires}}, nil
+		RollbackAllowed: in.RollbackAllowed, Rollout: in.Rollout, Payload: signed, Digest: sum[:], ParamsDigest: paramsDigest,
+		PolicyDigest: policyDigest, Extra: extra, Expires: expires}}, nil
 }
 
 // same says that the present desired state already says all this.
@@ -217,7 +226,7 @@ func (f *Fleet) keep(ctx context.Context, all []made, extra func(*store.Tx) erro
 func intentOf(w *store.Desired, device string) Intent {
 	in := Intent{Device: device}
 	if w != nil {
-		in.Release, in.RollbackAllowed, in.Rollout = ota.Digest(w.Release), w.RollbackAllowed, w.Rollout
+		in.Release, in.RollbackAllowed, in.Rollout, in.Extra = ota.Digest(w.Release), w.RollbackAllowed, w.Rollout, extraOf(w)
 	}
 	return in
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/skein-fleet/skein/controlplane/internal/policy"
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 	"github.com/skein-fleet/skein/controlplane/internal/vault"
 	"github.com/skein-fleet/skein/ota"
@@ -135,6 +136,7 @@ type Fleet struct {
 	// device's record; it is taken before mu and before any twin's mu.
 	change sync.Mutex
 	params map[string][]store.Parameter // by tenant, guarded by change
+	policy map[string][]policy.Setting  // likewise
 
 	mu    sync.RWMutex // guards twins, dirty, link and hello rate
 	twins map[string]*twin
@@ -185,7 +187,7 @@ func New(cfg Config) (*Fleet, error) {
 	}
 	f := &Fleet{
 		cfg: cfg, metrics: newMetrics(cfg.Registry), queue: newQueue(),
-		params: map[string][]store.Parameter{}, twins: map[string]*twin{}, dirty: map[*twin]struct{}{}, epoch: 1,
+		params: map[string][]store.Parameter{}, policy: map[string][]policy.Setting{}, twins: map[string]*twin{}, dirty: map[*twin]struct{}{}, epoch: 1,
 	}
 	f.events = store.NewAppender(cfg.Store, func(ctx context.Context, tx *store.Tx, rows []store.Event) error { return tx.AddEvents(ctx, rows) })
 	return f, nil
@@ -251,6 +253,9 @@ func (f *Fleet) loadTenant(ctx context.Context, tx *store.Tx, tenant string) err
 		if tw := f.find(tenant, d.Device); tw != nil {
 			tw.wanted = &d
 		}
+	}
+	if f.policy[tenant], err = loadPolicy(ctx, tx, tenant); err != nil {
+		return err
 	}
 	f.params[tenant], err = tx.Parameters(ctx, tenant)
 	return err

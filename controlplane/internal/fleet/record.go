@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/skein-fleet/skein/controlplane/internal/policy"
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 )
 
@@ -297,6 +298,14 @@ func (f *Fleet) Replace(ctx context.Context, tenant, oldID, newID string) (View,
 			params = put(params, moved)
 		}
 	}
+	wasPolicy := f.policy[tenant]
+	f.policy[tenant] = handedOver(wasPolicy, oldID, newID)
+	kept := false
+	defer func() {
+		if !kept {
+			f.policy[tenant] = wasPolicy
+		}
+	}()
 	store.Note(ctx, newID, []any{beforeOld, beforeNew}, []any{record(old), record(fresh)})
 	var all []made
 	if was.wanted != nil {
@@ -324,12 +333,19 @@ func (f *Fleet) Replace(ctx context.Context, tenant, oldID, newID string) (View,
 				}
 			}
 		}
+		for _, s := range f.policy[tenant] {
+			if s.Scope == policy.Device && s.Subject == newID {
+				if err := tx.PutPolicy(ctx, tenant, policyRow(s), now); err != nil {
+					return err
+				}
+			}
+		}
 		return nil
 	})
 	if err != nil {
 		return View{}, err
 	}
-	f.params[tenant] = params
+	f.params[tenant], kept = params, true
 	for _, d := range []store.Device{old, fresh} {
 		tw, err := f.add(d, time.Time{})
 		if err != nil {

@@ -71,6 +71,8 @@ type View struct {
 	Journal        []wire.StepEntry
 	ParamsDigest   []byte
 	BytesFetched   int64
+	// Transfer is what its policy makes of its update, nil under none.
+	Transfer *wire.PolicyState
 }
 
 // Site is the label that names the device's site.
@@ -108,7 +110,7 @@ func (tw *twin) view() View {
 		v.Running, v.RunningCounter, v.HighestCounter = digestOf(r.Running), r.RunningCounter, r.HighestCounter
 		v.Phase, v.Step, v.FailureClass, v.Failure = r.Phase, r.Step, r.FailureClass, r.Failure
 		v.FailedRelease, v.Conditions, v.Journal = digestOf(r.FailedRelease), r.Conditions, r.Journal
-		v.ParamsDigest, v.BytesFetched = r.ParamsDigest, r.BytesFetched
+		v.ParamsDigest, v.BytesFetched, v.Transfer = r.ParamsDigest, r.BytesFetched, r.Policy
 	}
 	return v
 }

@@ -19,28 +19,30 @@ type Desired struct {
 	Payload         []byte // COSE_Sign1 as sent
 	Digest          []byte // sha256 of the CBOR inside
 	ParamsDigest    []byte
+	PolicyDigest    []byte // of the policy in it, empty: none
+	Extra           string // what its rollout or an operator adds to the policy, JSON
 	Expires         time.Time
 }
 
 // PutDesired stores the newest desired state of a device.
 func (tx *Tx) PutDesired(ctx context.Context, d Desired) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO desired (tenant, device, epoch, counter, release, rollback, rollout, payload, digest, params_digest, expires)
-		VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (tenant, device) DO UPDATE SET epoch = excluded.epoch, counter = excluded.counter,
+	_, err := tx.ExecContext(ctx, `INSERT INTO desired (tenant, device, epoch, counter, release, rollback, rollout, payload, digest, params_digest, policy_digest, extra, expires)
+		VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (tenant, device) DO UPDATE SET epoch = excluded.epoch, counter = excluded.counter,
 		release = excluded.release, rollback = excluded.rollback, rollout = excluded.rollout, payload = excluded.payload,
-		digest = excluded.digest, params_digest = excluded.params_digest, expires = excluded.expires`,
+		digest = excluded.digest, params_digest = excluded.params_digest, policy_digest = excluded.policy_digest, extra = excluded.extra, expires = excluded.expires`,
 		d.Tenant, d.Device, int64(d.Generation.Epoch), int64(d.Generation.Counter), d.Release, d.RollbackAllowed, d.Rollout, d.Payload, d.Digest,
-		notNil(d.ParamsDigest), millis(d.Expires))
+		notNil(d.ParamsDigest), notNil(d.PolicyDigest), d.Extra, millis(d.Expires))
 	return wrap(err, "store desired state of "+d.Device)
 }
 
 // AllDesired returns the desired state of every device of a tenant.
 func (tx *Tx) AllDesired(ctx context.Context, tenant string) ([]Desired, error) {
-	rows, err := tx.QueryContext(ctx, `SELECT device, epoch, counter, release, rollback, rollout, payload, digest, params_digest, expires
+	rows, err := tx.QueryContext(ctx, `SELECT device, epoch, counter, release, rollback, rollout, payload, digest, params_digest, policy_digest, extra, expires
 		FROM desired WHERE tenant = ?`, tenant)
 	out, err := collect(rows, err, func(r *sql.Rows) (Desired, error) {
 		d := Desired{Tenant: tenant}
 		var epoch, counter, expires int64
-		err := r.Scan(&d.Device, &epoch, &counter, &d.Release, &d.RollbackAllowed, &d.Rollout, &d.Payload, &d.Digest, &d.ParamsDigest, &expires)
+		err := r.Scan(&d.Device, &epoch, &counter, &d.Release, &d.RollbackAllowed, &d.Rollout, &d.Payload, &d.Digest, &d.ParamsDigest, &d.PolicyDigest, &d.Extra, &expires)
 		d.Generation = wire.Generation{Epoch: uint64(epoch), Counter: uint64(counter)}
 		d.Expires = fromMillis(expires)
 		return d, err
