@@ -199,6 +199,9 @@ type Reported struct {
 	BytesFetched int64 `cbor:"13,keyasint,omitempty"`
 	// Sources say how many of them came by which way, sorted by name.
 	Sources []SourceBytes `cbor:"14,keyasint,omitempty"`
+	// Boot is absent where the machine has no boot chain of two slots.
+	Boot  *BootChain  `cbor:"15,keyasint,omitempty"`
+	Agent *AgentSlots `cbor:"16,keyasint,omitempty"`
 	// Policy is absent while no policy restrains the device.
 	Policy *PolicyState `cbor:"17,keyasint,omitempty"`
 }
