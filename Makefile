@@ -146,6 +146,7 @@ bench-load: build ## 10,000 wire-level devices with mutual TLS
 bench-ota: build ## bytes and memory of updates, against zstd and chunk stores on the same files
 	deploy/ensure-packages.sh zstd
 	$(BIN)/skein-sim bench ota --out bench-out/ota.json
+	$(BIN)/skein-sim bench large --out bench-out/ota-large.json
 
 .PHONY: bench-agent
 bench-agent: build ## footprint of the shipped agent and of 1,000 agents in one process

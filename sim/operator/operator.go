@@ -68,30 +68,35 @@ func (o *Operator) Claim(ctx context.Context, uses int, labels map[string]string
 // Upload stores bytes in the blob store and returns their digest.
 func (o *Operator) Upload(ctx context.Context, data []byte) (ota.Digest, error) {
 	d := ota.DigestOf(data)
+	return d, o.UploadFrom(ctx, d, bytes.NewReader(data), int64(len(data)))
+}
+
+// UploadFrom stores the size bytes of r, whose digest is d, in the blob store.
+func (o *Operator) UploadFrom(ctx context.Context, d ota.Digest, data io.Reader, size int64) error {
 	target := "/v2/skein/blobs/uploads/"
-	r, err := o.do(ctx, http.MethodPost, target, nil)
+	r, err := o.do(ctx, http.MethodPost, target, nil, 0)
 	if err != nil {
-		return "", err
+		return err
 	}
 	if r.StatusCode != http.StatusAccepted {
-		return "", fmt.Errorf("start upload: %s", r.Status)
+		return fmt.Errorf("start upload: %s", r.Status)
 	}
 	target = r.Header.Get("Location")
 	sep := "?"
 	if strings.Contains(target, "?") {
 		sep = "&"
 	}
-	r, err = o.do(ctx, http.MethodPut, target+sep+"digest="+url.QueryEscape(string(d)), data)
+	r, err = o.do(ctx, http.MethodPut, target+sep+"digest="+url.QueryEscape(string(d)), data, size)
 	if err != nil {
-		return "", err
+		return err
 	}
 	if r.StatusCode != http.StatusCreated {
-		return "", fmt.Errorf("upload %s: %s", d.Short(), r.Status)
+		return fmt.Errorf("upload %s: %s", d.Short(), r.Status)
 	}
-	return d, nil
+	return nil
 }
 
-func (o *Operator) do(ctx context.Context, method, target string, body []byte) (*http.Response, error) {
+func (o *Operator) do(ctx context.Context, method, target string, body io.Reader, size int64) (*http.Response, error) {
 	u, err := url.Parse(o.base)
 	if err != nil {
 		return nil, err
@@ -99,10 +104,11 @@ func (o *Operator) do(ctx context.Context, method, target string, body []byte) (
 	if u, err = u.Parse(target); err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
 	if err != nil {
 		return nil, err
 	}
+	req.ContentLength = size
 	req.Header.Set("Content-Type", "application/octet-stream")
 	r, err := o.http.Do(req)
 	if err != nil {

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -56,4 +58,44 @@ func (a *app) benchOTAApplyCmd() *cobra.Command {
 			return err
 		},
 	}
+}
+
+func (a *app) benchLargeCmd() *cobra.Command {
+	var out, skeind string
+	var gigabytes float64
+	o := bench.LargeOptions{Progress: a.progress}
+	cmd := &cobra.Command{
+		Use:   "large",
+		Short: "memory of the shipped agent while it installs one large artifact",
+		Long: `large enrols the skein-agent binary at a skeind of its own, assigns it a release with one
+large file, and measures the highest memory of both until it runs. It needs free disk
+of four times the size.`,
+		Example: "  skein-sim bench large --gb 1\n  skein-sim bench large --out bench-out/large.json",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if gigabytes <= 0 {
+				return usageError{errors.New("want --gb above 0")}
+			}
+			o.Bytes = int64(gigabytes * 1e9)
+			if o.Agent == "" {
+				self, err := os.Executable()
+				if err != nil {
+					return fmt.Errorf("find this program: %w", err)
+				}
+				o.Agent = filepath.Join(filepath.Dir(self), "skein-agent")
+			}
+			if o.Skeind, err = skeindCommand(skeind); err != nil {
+				return err
+			}
+			figures, err := bench.Large(cmd.Context(), o)
+			return a.report(figures, out, err)
+		},
+	}
+	f := cmd.Flags()
+	f.Float64Var(&gigabytes, "gb", 10, "size of the file, in 10^9 bytes")
+	f.StringVar(&o.Agent, "agent", "", "skein-agent binary; empty looks beside this program")
+	f.StringVar(&o.Dir, "dir", "", "folder for the data; empty: the temporary folder")
+	f.StringVar(&skeind, "skeind", "", "skeind binary; empty looks beside this program and in PATH")
+	f.StringVar(&out, "out", "", "also write the figures to this file, as JSON")
+	return cmd
 }
