@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -64,6 +65,8 @@ const (
 	annOwn          = "dev.skein."
 )
 
+var modelName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,127}$`)
+
 // formats that may be released with no hand.
 var autoFormats = []string{"onnx", "plan", "safetensors"}
 
@@ -90,8 +93,8 @@ func (p *AutoPolicy) Validate() error {
 		return fmt.Errorf("policy of %q: %w", p.Model, fmt.Errorf(format, args...))
 	}
 	switch {
-	case !validTarget(policyOf(p.Model)) || strings.Contains(p.Model, "/"):
-		return bad("want a model's name of letters, digits and . _ - +")
+	case !modelName.MatchString(p.Model):
+		return bad("model: want small letters, digits and . _ -, at most 128")
 	case len(p.Paths) == 0:
 		return bad("paths: none, so nothing can be released; want for example releases/%s/auto-*", p.Model)
 	case len(p.Layers) == 0:
