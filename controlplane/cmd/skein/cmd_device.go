@@ -196,6 +196,7 @@ func deviceDetails(w io.Writer, d *fleetv1.Device, readings []*fleetv1.Reading) 
 	if d.GetRollout() != "" {
 		row(w, "rollout", d.GetRollout())
 	}
+	transferRows(w, d.GetTransfer())
 	for _, c := range d.GetConditions() {
 		row(w, "condition", fmt.Sprintf("%s (%s) since %s: %s", c.GetName(), c.GetSeverity(), stamp(c.GetSince()), c.GetMessage()))
 	}

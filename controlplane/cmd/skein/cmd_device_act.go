@@ -136,16 +136,16 @@ func (a *app) deviceLabelCmd() *cobra.Command {
 }
 
 func (a *app) deviceAssignCmd() *cobra.Command {
-	var none bool
+	var none, now bool
 	c := &cobra.Command{
 		Use: "assign DEVICE RELEASE", Short: "set the wanted release of one device, outside any rollout", Args: args(cobra.RangeArgs(1, 2)),
-		Example:           "  skein device assign cam-07 meter@3\n  skein device assign cam-07 --none",
+		Example:           "  skein device assign cam-07 meter@3\n  skein device assign cam-07 meter@3 --now\n  skein device assign cam-07 --none",
 		ValidArgsFunction: a.offer(a.deviceNames, a.releaseNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if none == (len(args) == 2) {
 				return usageError{errors.New("give either a release or --none")}
 			}
-			req := &fleetv1.AssignReleaseRequest{Device: args[0]}
+			req := &fleetv1.AssignReleaseRequest{Device: args[0], Now: now}
 			if !none {
 				req.Release = args[1]
 			}
@@ -160,6 +160,7 @@ func (a *app) deviceAssignCmd() *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&none, "none", false, "want nothing")
+	c.Flags().BoolVar(&now, "now", false, "wait for no window and no allowance of the policy")
 	return c
 }
 

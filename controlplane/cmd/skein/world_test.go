@@ -85,6 +85,13 @@ func report(ts *testscript.TestScript, _ bool, args []string) {
 		case "journal":
 			step, message, _ := strings.Cut(value, ":")
 			full.Journal = append(full.Journal, wire.StepEntry{Step: step, State: wire.StepDone, Message: message, Release: full.Running, Time: time.Now().UnixMilli()})
+		case "waits": // KIND:SECONDS, behind wwan0
+			kind, seconds, _ := strings.Cut(value, ":")
+			n, err := strconv.ParseInt(seconds, 10, 64)
+			ts.Check(err)
+			full.Policy = &wire.PolicyState{Interface: "wwan0", Class: wire.Metered, Zone: "Europe/Paris", Until: n,
+				Waits: map[string]wire.WaitKind{"download": wire.WaitsForDownloadWindow, "apply": wire.WaitsForApplyWindow, "allowance": wire.WaitsForAllowance}[kind],
+				Used:  []wire.Usage{{Class: wire.Metered, Period: wire.PerDay, Name: "2026-11-24", Bytes: 50e6, Limit: 50e6}}}
 		case "condition":
 			name, message, _ := strings.Cut(value, ":")
 			full.Conditions = append(full.Conditions, wire.Condition{Name: name, Severity: 2, Message: message, Since: time.Now().UnixMilli()})

@@ -79,6 +79,7 @@ func device(v fleet.View, name func(ota.Digest) string, full bool) *fleetv1.Devi
 	}
 	if v.Reported {
 		d.Phase = v.Phase.String()
+		d.Transfer = transfer(v.Transfer)
 	}
 	if !full {
 		return d

@@ -9,6 +9,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/auth"
 	"github.com/skein-fleet/skein/controlplane/internal/enroll"
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
+	"github.com/skein-fleet/skein/controlplane/internal/policy"
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 	"github.com/skein-fleet/skein/ota"
 	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
@@ -82,7 +83,8 @@ func (s *fleetService) AssignRelease(ctx context.Context, req *fleetv1.AssignRel
 	// A person names the release, so going back to an older one is meant, and so
 	// is another try of one that failed.
 	in := fleet.Intent{Device: v.ID, Release: after, RollbackAllowed: true,
-		Again: v.Phase == wire.PhaseFailed && after != "" && v.FailedRelease == after}
+		Extra: policy.Extra{Now: req.GetNow()},
+		Again: req.GetNow() && after != "" || v.Phase == wire.PhaseFailed && after != "" && v.FailedRelease == after}
 	if err := s.Fleet.SetDesiredAll(ctx, v.Tenant, []fleet.Intent{in}); err != nil {
 		return nil, err
 	}

@@ -61,6 +61,9 @@ func explain(v fleet.View, name func(ota.Digest) string, now time.Time) (summary
 		summary = fmt.Sprintf("has not taken generation %s yet, which wants %s; it is sent again until it does", v.Wanted, want)
 	case failedWanted:
 		summary = fmt.Sprintf("failed on %s (%s at step %s) and runs %s", want, v.FailureClass, cmp.Or(v.Step, "unknown"), called(v.Running))
+	case v.Phase == wire.PhaseUpdating && waitText(v.Transfer) != "":
+		summary = fmt.Sprintf("is updating to %s: %s", want, waitText(v.Transfer))
+		add("see: skein policy explain --device %s", v.ID)
 	case v.Phase == wire.PhaseUpdating:
 		summary = fmt.Sprintf("is updating to %s: step %s", want, cmp.Or(v.Step, "unknown"))
 	case v.Running == v.WantedRelease:

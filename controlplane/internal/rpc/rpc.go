@@ -19,6 +19,7 @@ import (
 	"github.com/skein-fleet/skein/proto/gen/skein/audit/v1/auditv1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/auth/v1/authv1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/fleet/v1/fleetv1connect"
+	"github.com/skein-fleet/skein/proto/gen/skein/policy/v1/policyv1connect"
 )
 
 // maxRequest bounds one request message; blobs travel over plain HTTP.
@@ -51,4 +52,5 @@ func MountCore(mux *http.ServeMux, d Deps) {
 	mux.Handle(fleetv1connect.NewFleetServiceHandler(&fleetService{d}, opts...))
 	mux.Handle(authv1connect.NewAuthServiceHandler(&authService{d}, opts...))
 	mux.Handle(auditv1connect.NewAuditServiceHandler(&auditService{d.Store}, opts...))
+	mux.Handle(policyv1connect.NewPolicyServiceHandler(&policyService{d}, opts...))
 }
