@@ -197,6 +197,9 @@ func deviceDetails(w io.Writer, d *fleetv1.Device, readings []*fleetv1.Reading) 
 		row(w, "rollout", d.GetRollout())
 	}
 	transferRows(w, d.GetTransfer())
+	if n := d.GetBytesFetched(); n > 0 {
+		row(w, "fetched", fmt.Sprintf("%s for the last update%s", size(n), bySource(d.GetSources())))
+	}
 	for _, c := range d.GetConditions() {
 		row(w, "condition", fmt.Sprintf("%s (%s) since %s: %s", c.GetName(), c.GetSeverity(), stamp(c.GetSince()), c.GetMessage()))
 	}
@@ -206,6 +209,18 @@ func deviceDetails(w io.Writer, d *fleetv1.Device, readings []*fleetv1.Reading) 
 	for _, r := range readings {
 		row(w, "reading", fmt.Sprintf("%s = %g", r.GetSeries(), r.GetValue()))
 	}
+}
+
+// bySource says by which ways bytes came.
+func bySource(sources []*fleetv1.SourceBytes) string {
+	if len(sources) == 0 {
+		return ""
+	}
+	parts := make([]string, len(sources))
+	for i, s := range sources {
+		parts[i] = size(s.GetBytes()) + " by " + s.GetName()
+	}
+	return ": " + strings.Join(parts, ", ")
 }
 
 func (a *app) deviceExplainCmd() *cobra.Command {

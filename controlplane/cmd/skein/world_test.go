@@ -95,6 +95,12 @@ func report(ts *testscript.TestScript, _ bool, args []string) {
 		case "condition":
 			name, message, _ := strings.Cut(value, ":")
 			full.Conditions = append(full.Conditions, wire.Condition{Name: name, Severity: 2, Message: message, Since: time.Now().UnixMilli()})
+		case "source":
+			name, text, _ := strings.Cut(value, ":")
+			n, err := strconv.ParseInt(text, 10, 64)
+			ts.Check(err)
+			full.Sources = append(full.Sources, wire.SourceBytes{Name: name, Bytes: n})
+			full.BytesFetched += n
 		case "held":
 			n, err := strconv.ParseUint(value, 10, 64)
 			ts.Check(err)

@@ -18,6 +18,7 @@ const (
 	maxNote       = 4096 // messages
 	maxConditions = 32
 	maxJournal    = 64 // newest entries
+	maxSources    = 16
 	// maxMoves of a device's target or hardware per hour: each makes new series.
 	maxMoves = 20
 )
@@ -43,6 +44,10 @@ func tidyReport(r *wire.Reported) {
 	for i := range r.Conditions {
 		c := &r.Conditions[i]
 		c.Name, c.Message = cut(c.Name, maxWord), cut(c.Message, maxNote)
+	}
+	r.Sources = r.Sources[:min(len(r.Sources), maxSources)]
+	for i := range r.Sources {
+		r.Sources[i].Name = cut(r.Sources[i].Name, maxWord)
 	}
 	r.Journal = r.Journal[max(0, len(r.Journal)-maxJournal):]
 	for i := range r.Journal {

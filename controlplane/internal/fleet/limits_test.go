@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -48,9 +49,13 @@ func TestOneDeviceCannotFlood(t *testing.T) {
 	if v := send("linux/arm64;sm=5.3", ""); v.Target == "linux/arm64;sm=5.3" {
 		t.Error("the target changed more than 100 times")
 	}
-	r := wire.Reported{Failure: long, Conditions: make([]wire.Condition, 1000), Journal: make([]wire.StepEntry, 1000)}
+	r := wire.Reported{Failure: long, Conditions: make([]wire.Condition, 1000), Journal: make([]wire.StepEntry, 1000),
+		Sources: slices.Repeat([]wire.SourceBytes{{Name: long}}, 1000)}
 	r.Journal[999].Step = "switch"
-	if tidyReport(&r); len(r.Failure) > maxNote || len(r.Conditions) != maxConditions || len(r.Journal) != maxJournal || r.Journal[maxJournal-1].Step != "switch" {
+	if tidyReport(&r); len(r.Sources) != maxSources || len(r.Sources[0].Name) > maxWord {
+		t.Errorf("%d sources", len(r.Sources))
+	}
+	if len(r.Failure) > maxNote || len(r.Conditions) != maxConditions || len(r.Journal) != maxJournal || r.Journal[maxJournal-1].Step != "switch" {
 		t.Errorf("%d bytes, %d conditions, %d steps", len(r.Failure), len(r.Conditions), len(r.Journal))
 	}
 }

@@ -71,6 +71,7 @@ type View struct {
 	Journal        []wire.StepEntry
 	ParamsDigest   []byte
 	BytesFetched   int64
+	Sources        []wire.SourceBytes // the same by way
 	// Transfer is what its policy makes of its update, nil under none.
 	Transfer *wire.PolicyState
 }
@@ -110,7 +111,7 @@ func (tw *twin) view() View {
 		v.Running, v.RunningCounter, v.HighestCounter = digestOf(r.Running), r.RunningCounter, r.HighestCounter
 		v.Phase, v.Step, v.FailureClass, v.Failure = r.Phase, r.Step, r.FailureClass, r.Failure
 		v.FailedRelease, v.Conditions, v.Journal = digestOf(r.FailedRelease), r.Conditions, r.Journal
-		v.ParamsDigest, v.BytesFetched, v.Transfer = r.ParamsDigest, r.BytesFetched, r.Policy
+		v.ParamsDigest, v.BytesFetched, v.Sources, v.Transfer = r.ParamsDigest, r.BytesFetched, r.Sources, r.Policy
 	}
 	return v
 }

@@ -87,6 +87,10 @@ func device(v fleet.View, name func(ota.Digest) string, full bool) *fleetv1.Devi
 	for _, c := range v.Conditions {
 		d.Conditions = append(d.Conditions, &fleetv1.Condition{Name: c.Name, Severity: severity(c.Severity), Message: c.Message, Since: milli(c.Since)})
 	}
+	d.BytesFetched = v.BytesFetched
+	for _, s := range v.Sources {
+		d.Sources = append(d.Sources, &fleetv1.SourceBytes{Name: s.Name, Bytes: s.Bytes})
+	}
 	for _, s := range v.Journal {
 		d.Journal = append(d.Journal, &fleetv1.StepEntry{Step: s.Step, State: s.State.String(), Release: sumText(s.Release), Message: s.Message, Time: milli(s.Time)})
 	}

@@ -12,6 +12,7 @@ import { Ago, At, Badge, Banner, Bone, Bones, Copy, Digest, Empty, Failure, icon
 import { Icon } from "../ui/Icon";
 import { DeviceActions } from "./device/actions";
 import { DeviceCharts } from "./device/charts";
+import { Fetched } from "./device/fetched";
 import { Journal } from "./device/journal";
 
 const noReadings: Reading[] = [];
@@ -69,6 +70,7 @@ export function DevicePage() {
         </div>
         <div className="c4 stack-gap">
           <Conditions device={d} />
+          <Fetched device={d} />
           <Facts device={d} />
         </div>
       </div>
