@@ -1,0 +1,8 @@
+//go:build !linux
+
+package selfupdate
+
+import "syscall"
+
+// childAttributes change nothing here.
+func childAttributes() *syscall.SysProcAttr { return nil }
