@@ -1,22 +1,32 @@
 #!/usr/bin/env bash
 # Checks what we write against the reference implementations from PyPI: models
-# against onnx.checker and ONNX Runtime, the signed repository against
-# python-tuf. The packages go into folders of their own. Says so and passes
-# where there is no Python 3 with venv, or no package index.
+# against onnx.checker and ONNX Runtime, signed repositories against python-tuf
+# in both directions; and our TUF client against the conformance suite in
+# testdata. The packages go into folders of their own. Says so and passes where
+# there is no Python 3.10 with venv, or no package index.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if ! python3 -c 'import venv' 2>/dev/null; then
-	echo "skipped: no python3 with venv here" >&2
+if ! python3 -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+	echo "skipped: no python3 of at least 3.10 with venv here" >&2
 	exit 0
 fi
 env=$PWD/.cache/tuf-venv
-if [ ! -f "$env/installed" ]; then
+if [ ! -f "$env/installed-2" ]; then
 	python3 -m venv "$env"
-	if ! "$env/bin/pip" install -q --disable-pip-version-check 'tuf==7.0.1'; then
-		echo "skipped: the package tuf cannot be installed here" >&2
+	if ! "$env/bin/pip" install -q --disable-pip-version-check 'tuf==7.0.1' 'securesystemslib[crypto]==1.4.0' 'pytest==9.1.1'; then
+		echo "skipped: the packages tuf and pytest cannot be installed here" >&2
 		exit 0
 	fi
-	touch "$env/installed"
+	touch "$env/installed-2"
 fi
 SKEIN_PYTHON=$env/bin/python go test -count=1 -run Python ./ota/trust
+
+client=$(mktemp -d)
+trap 'rm -rf "$client"' EXIT
+go build -o "$client/skein-tuf" ./ota/cmd/skein-tuf
+cp ota/cmd/skein-tuf/testdata/faketime ota/cmd/skein-tuf/testdata/skein-tuf.xfails "$client/"
+echo "TUF client conformance suite"
+PATH=$client:$PATH PYTHONPATH=deploy/testdata PYTHONDONTWRITEBYTECODE=1 \
+	"$env/bin/pytest" -q -p no:cacheprovider deploy/testdata/tuf_conformance --entrypoint "$client/skein-tuf"
+
 SKEIN_SLOW=1 go test -count=1 ./sim/meter/ortcheck
