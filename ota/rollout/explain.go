@@ -53,6 +53,8 @@ func (p *planner) explainWave(w int) []string {
 	switch {
 	case t.queued > 0:
 		lines = append(lines, p.queueHoldups(w)...)
+	case t.inFlight > 0 && t.waiting > 0:
+		lines = append(lines, fmt.Sprintf("waits for %d devices in flight, of which %d wait for a window or an allowance of their policy: %s", t.inFlight, t.waiting, t.waits))
 	case t.inFlight > 0:
 		lines = append(lines, fmt.Sprintf("waits for %d devices in flight, each at most %s", t.inFlight, spec.Timeout.Device))
 	case state.Verdict == gate.Pass && spec.Gate.Approval == ApprovalManual && !state.Approved:
@@ -109,6 +111,11 @@ func (p *planner) holdupText(h holdup, c *pace, e Exec, d *Device) string {
 			return "an older rollout has the device, and this one is serial"
 		}
 		return fmt.Sprintf("rollout %s has the device, and this one is serial", d.Older)
+	case outsideWindow:
+		if d == nil {
+			return "the window in which they may download is closed"
+		}
+		return d.Outside
 	case overBudget:
 		if d == nil {
 			return "disruption budget of their group is used up"
@@ -172,6 +179,8 @@ func (p *planner) explainExec(id string, e Exec, d *Device) string {
 		return "queued, but not in the fleet any more"
 	case e.Status == Queued:
 		return p.explainQueued(e, d)
+	case e.InFlight() && e.Waits != "":
+		return fmt.Sprintf("%s%s: %s; it holds no slot and does not time out meanwhile", e.Status, inStep(e), e.Waits)
 	case e.InFlight():
 		text := fmt.Sprintf("%s %s%s; times out in %s", e.Status, since, inStep(e), (Elapsed(timeout.Device) - (p.clock - e.OfferedAt)).Round(time.Second))
 		if d != nil && !d.Online {
@@ -215,6 +224,9 @@ func (p *planner) explainQueued(e Exec, d *Device) string {
 	h := p.holdup(c, e, d)
 	if h >= slotsFull && !d.Online {
 		h = isOffline
+	}
+	if h >= slotsFull && d.Outside != "" {
+		h = outsideWindow
 	}
 	return fmt.Sprintf("queued in wave %q: %s", name, p.holdupText(h, c, e, d))
 }

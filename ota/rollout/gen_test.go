@@ -111,7 +111,7 @@ func genWorld(t *rapid.T) (w *world, later []Device) {
 // chaos does one random thing to the world.
 func (w *world) chaos(later *[]Device) {
 	d := &w.fleet[w.rng.IntN(len(w.fleet))]
-	switch w.rng.IntN(40) {
+	switch w.rng.IntN(42) {
 	case 0:
 		w.do(Decision{Kind: Pause, Reason: byPerson})
 	case 1, 2, 3:
@@ -142,6 +142,10 @@ func (w *world) chaos(later *[]Device) {
 		w.state.Observe(Report{Device: d.ID, At: w.now, Attempt: 99, Status: sts[w.rng.IntN(len(sts))]})
 	case 13: // somebody sets the clock back
 		w.now = w.now.Add(-time.Duration(w.rng.IntN(300)) * time.Second)
+	case 15: // its download window opens or closes
+		d.Outside = map[string]string{"": "outside its download window"}[d.Outside]
+	case 16:
+		w.actors[d.ID].waits = w.rng.IntN(200)
 	case 14: // the device is retired; it may come back
 		if w.rng.IntN(2) == 0 && len(w.fleet) > 1 {
 			*later = append(*later, *d)

@@ -2,6 +2,7 @@ package rollout
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -17,8 +18,7 @@ import (
 // An invariant looks at a decision before it is applied.
 type invariant func(w *world, d Decision) error
 
-// onDecision holds for every decision in every run. The windows of devices are
-// not here: schedules are not supported yet, and Validate says so.
+// onDecision holds for every decision in every run.
 var onDecision = map[string]invariant{
 	"budget holds in every group":               budgetHolds,
 	"an accepted device holds its slot":         slotHeldUntilHealthy,
@@ -34,6 +34,26 @@ var onDecision = map[string]invariant{
 	"nothing but people's acts while paused":    pausedDecidesNothing,
 	"only devices in the selection are touched": onlySelected,
 	"every decision has a reason":               hasReason,
+	"no offer outside the device's window":      noOfferOutside,
+	"who waits for a window does not time out":  waitingIsNotLate,
+}
+
+func noOfferOutside(w *world, d Decision) error {
+	for _, o := range w.fleet {
+		if d.Kind == Offer && o.ID == d.Device && o.Outside != "" {
+			return errors.New(o.Outside)
+		}
+	}
+	return nil
+}
+
+func waitingIsNotLate(w *world, d Decision) error {
+	for _, o := range w.fleet {
+		if e := w.state.Exec[o.ID]; d.Kind == MarkTimedOut && o.ID == d.Device && o.Online && e.InFlight() && e.Waits != "" {
+			return fmt.Errorf("it %s since %s", e.Waits, e.WaitsAt)
+		}
+	}
+	return nil
 }
 
 func budgetHolds(w *world, d Decision) error {
@@ -76,7 +96,7 @@ func slotHeldUntilHealthy(w *world, d Decision) error {
 	}
 	inFlight, ok := 0, 0
 	for _, e := range w.state.Exec {
-		if e.Status == Offered || e.Status == Accepted {
+		if (e.Status == Offered || e.Status == Accepted) && e.Waits == "" {
 			inFlight++
 		}
 		if e.Wave == d.Wave && e.Attempts > 0 && (e.Status == Healthy || e.Status == Done) {
@@ -341,7 +361,7 @@ func TestInvariants(t *testing.T) {
 func (w *world) calm() error {
 	for i := range w.fleet {
 		w.setOnline(w.fleet[i].ID, true)
-		w.fleet[i].Older = ""
+		w.fleet[i].Older, w.fleet[i].Outside = "", ""
 		if w.actors[w.fleet[i].ID].temper == stuck {
 			w.actors[w.fleet[i].ID].temper = slow
 		}

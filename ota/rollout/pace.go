@@ -16,6 +16,7 @@ const (
 	isOffline
 	inBackoff
 	heldByOlder
+	outsideWindow
 	overBudget
 	slotsFull // from here on the whole wave is held up
 	downloadsFull
@@ -70,7 +71,7 @@ func (p *planner) newPace(w int) *pace {
 }
 
 func (c *pace) count(e Exec, thisWave bool) {
-	if e.InFlight() {
+	if e.InFlight() && e.Waits == "" {
 		c.inFlight++
 		if e.Step == "" || e.Step == ota.StepFetch {
 			c.downloads++
@@ -145,6 +146,8 @@ func (p *planner) holdup(c *pace, e Exec, d *Device) holdup {
 		return inBackoff
 	case d.Older != "" && p.spec.Supersede == SupersedeSerial:
 		return heldByOlder
+	case d.Outside != "":
+		return outsideWindow
 	case c.groups != nil && c.spec.Budget.room(*c.group(d)) < 1:
 		return overBudget
 	}

@@ -188,6 +188,8 @@ func (p *planner) openWave(d *Device) int {
 type tally struct {
 	members, eligible, queued, inFlight, succeeded, executed, skipped, already int
 	failed                                                                     map[ota.FailureClass]int
+	waiting                                                                    int    // of those in flight
+	waits                                                                      string // what the first of them waits for
 }
 
 // open reports whether a device of the wave has not settled. Those that have
@@ -217,6 +219,10 @@ func (p *planner) tally(w int) tally {
 			t.queued++
 		case e.InFlight():
 			t.inFlight++
+			if e.Waits != "" {
+				t.waiting++
+				t.waits = cmp.Or(t.waits, e.Waits)
+			}
 		case e.Status == Done && e.Attempts == 0:
 			t.already++
 			t.eligible--

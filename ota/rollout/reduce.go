@@ -235,7 +235,7 @@ func (s *State) applyDevice(d Decision) bool {
 		}
 		e.Status, e.Attempts = Offered, e.Attempts+1
 		e.Step, e.Class, e.Detail, e.Switched = "", "", "", false
-		e.Withdrawn, e.Confirmed = false, false
+		e.Withdrawn, e.Confirmed, e.Waits, e.WaitsAt = false, false, "", 0
 		e.OfferedAt, e.StepAt, e.HeardAt = now, now, 0
 		s.countOffer(now)
 	case Withdraw:
@@ -297,6 +297,7 @@ func mark(e *Exec, class ota.FailureClass, detail string) bool {
 }
 
 func (s *State) withdraw(e *Exec) bool {
+	e.Waits, e.WaitsAt = "", 0
 	switch {
 	case e.InFlight():
 		e.Status = RollingBack
@@ -327,6 +328,7 @@ type Report struct {
 	Step    ota.Step         `json:"step,omitempty"`
 	Class   ota.FailureClass `json:"class,omitempty"` // with FailedState: Rejected or Failed
 	Detail  string           `json:"detail,omitempty"`
+	Waits   string           `json:"waits,omitempty"` // with Accepted: for what window or allowance
 }
 
 // Observe takes in what a device said, and reports whether that changed more
@@ -351,6 +353,19 @@ func (s *State) Observe(r Report) bool {
 	return e != before
 }
 
+// wait takes in what the device says it waits for. The time in which it waited
+// counts for no timeout.
+func (e *Exec) wait(text string, now Elapsed) {
+	switch {
+	case text != "" && e.Waits == "":
+		e.WaitsAt = now
+	case text == "" && e.Waits != "":
+		e.OfferedAt += max(0, now-e.WaitsAt)
+		e.StepAt, e.WaitsAt = max(e.StepAt, now), 0
+	}
+	e.Waits = text
+}
+
 func observe(e *Exec, r Report, now Elapsed) {
 	switch r.Status {
 	case Accepted:
@@ -358,12 +373,14 @@ func observe(e *Exec, r Report, now Elapsed) {
 			return
 		}
 		e.Status = Accepted
+		e.wait(r.Waits, now)
 		if r.Step != "" && r.Step != e.Step {
 			e.Step, e.StepAt = r.Step, now
 			e.Switched = e.Switched || slices.Index(ota.Steps, r.Step) >= slices.Index(ota.Steps, ota.StepSwitch)
 		}
 	case Healthy, Done:
 		if e.InFlight() || e.Status == Healthy && r.Status == Done {
+			e.wait("", now)
 			e.Status, e.Switched = r.Status, true
 			e.Step = r.Step
 		}
@@ -371,6 +388,7 @@ func observe(e *Exec, r Report, now Elapsed) {
 		if !e.InFlight() && !e.Succeeded() {
 			return
 		}
+		e.wait("", now)
 		e.Status, e.Class, e.Detail = FailedState, ota.Failed, r.Detail
 		if r.Class == ota.Rejected {
 			e.Class = ota.Rejected

@@ -11,15 +11,42 @@ import (
 // the public format, described field by field in SPEC.md. The zero value of a
 // field is its default, unless said otherwise there.
 type Spec struct {
-	Release     ota.Digest  `json:"release"`
-	Selector    Selector    `json:"selector,omitzero"`
-	Waves       []Wave      `json:"waves,omitempty"`
-	Retry       Retry       `json:"retry,omitzero"`
-	OnAbort     OnAbort     `json:"onAbort,omitzero"`
-	RollbackTo  string      `json:"rollbackTo,omitempty"` // Previous or a release
-	LateJoiners Joiners     `json:"lateJoiners,omitempty"`
-	Supersede   Supersede   `json:"supersede,omitempty"`
-	Schedule    Unsupported `json:"schedule,omitzero"`
+	Release     ota.Digest `json:"release"`
+	Selector    Selector   `json:"selector,omitzero"`
+	Waves       []Wave     `json:"waves,omitempty"`
+	Retry       Retry      `json:"retry,omitzero"`
+	OnAbort     OnAbort    `json:"onAbort,omitzero"`
+	RollbackTo  string     `json:"rollbackTo,omitempty"` // Previous or a release
+	LateJoiners Joiners    `json:"lateJoiners,omitempty"`
+	Supersede   Supersede  `json:"supersede,omitempty"`
+	Schedule    Schedule   `json:"schedule,omitzero"`
+}
+
+// Schedule says when devices work on the release; it narrows what their own
+// policy allows.
+type Schedule struct {
+	// DownloadWindow and ApplyWindow are weekly windows in the form of package
+	// ota/window; empty: at any time.
+	DownloadWindow string `json:"downloadWindow,omitempty"`
+	ApplyWindow    string `json:"applyWindow,omitempty"`
+	// TZ is the zone of both: a name of the tz database, or ZoneOfDevice.
+	TZ string `json:"tz,omitempty"`
+	// Now lets devices wait for no window and no allowance of their policy.
+	Now         bool        `json:"now,omitempty"`
+	Start       Unsupported `json:"start,omitzero"`
+	End         Unsupported `json:"end,omitzero"`
+	EndBehavior Unsupported `json:"endBehavior,omitzero"`
+}
+
+// ZoneOfDevice is the TZ that means the zone in which each device stands.
+const ZoneOfDevice = "device"
+
+// Zone is TZ as a name, empty for that of the device.
+func (s Schedule) Zone() string {
+	if s.TZ == ZoneOfDevice {
+		return ""
+	}
+	return s.TZ
 }
 
 // Previous is the RollbackTo that restores on each device what ran before.

@@ -68,7 +68,7 @@ func TestDecodeEveryField(t *testing.T) {
 	var unused []string
 	zeroFields("", reflect.ValueOf(s), &unused)
 	slices.Sort(unused)
-	if diff := cmp.Diff([]string{"schedule", "waves[0].gate.abort[0].count", "waves[0].limit", "waves[0].ramp.maxBytesPerSecond", "waves[0].selector.devices", "waves[0].selector.labels", "waves[0].selector.match", "waves[0].selector.targets"}, unused); diff != "" {
+	if diff := cmp.Diff([]string{"schedule.applyWindow", "schedule.downloadWindow", "schedule.end", "schedule.endBehavior", "schedule.now", "schedule.start", "schedule.tz", "waves[0].gate.abort[0].count", "waves[0].limit", "waves[0].ramp.maxBytesPerSecond", "waves[0].selector.devices", "waves[0].selector.labels", "waves[0].selector.match", "waves[0].selector.targets"}, unused); diff != "" {
 		t.Errorf("fields that the example leaves out: %s", diff)
 	}
 }
@@ -155,7 +155,12 @@ func TestValidate(t *testing.T) {
 	const base = `{"release": "sha256:fb04dcb6970e4c3d1873de51fd5a50d7bb46b3383113602665c350ec40b5f990", "waves": [{"name": "a" %}] #}`
 	for _, tt := range []struct{ wave, top, path, msg string }{
 		{"", "", "", ""},
-		{``, `, "schedule": {"start": "2027-01-01T00:00:00Z"}`, "schedule", "not supported: schedule"},
+		{``, `, "schedule": {"start": "2027-01-01T00:00:00Z"}`, "schedule.start", "not supported: schedule.start"},
+		{``, `, "schedule": {"endBehavior": "finish"}`, "schedule.endBehavior", "not supported"},
+		{``, `, "schedule": {"downloadWindow": "Mon-Fri 22:00"}`, "schedule.downloadWindow", "want FROM-TO"},
+		{``, `, "schedule": {"applyWindow": "02:00-05:00", "tz": "Mars"}`, "schedule.tz", "no time zone"},
+		{``, `, "schedule": {"applyWindow": "02:00-05:00", "now": true}`, "schedule.applyWindow", "waits for no window"},
+		{``, `, "schedule": {"applyWindow": "02:00-05:00", "tz": "device"}`, "", ""},
 		{`, "ramp": {"maxBytesPerSecond": 5}`, "", "waves[0].ramp.maxBytesPerSecond", "not supported: waves[0].ramp.maxBytesPerSecond"},
 		{`, "gate": {"approval": "webhook"}`, "", "waves[0].gate.approval", "not supported"},
 		{`, "gate": {"approval": "maybe"}`, "", "waves[0].gate.approval", "want one of"},

@@ -67,9 +67,13 @@ type Exec struct {
 	Switched  bool             `json:"switched,omitempty"` // reached the switch, so silence is a failure
 	HeardAt   Elapsed          `json:"heardAt,omitempty"`
 	ChangedAt Elapsed          `json:"changedAt,omitempty"` // entered Status
+	// Waits is the window or allowance that the device says it waits for:
+	// meanwhile it holds no slot of the ramp and its time stands still.
+	Waits   string  `json:"waits,omitempty"`
+	WaitsAt Elapsed `json:"waitsAt,omitempty"` // since when
 }
 
-// InFlight reports whether the device holds a slot of the ramp.
+// InFlight reports whether the device has the release to work on.
 func (e Exec) InFlight() bool { return e.Status == Offered || e.Status == Accepted }
 
 // Succeeded reports whether the device runs the release because of this rollout.
@@ -207,6 +211,7 @@ type Device struct {
 	Release      ota.Digest        `json:"release,omitempty"`      // what it runs now; empty: nothing
 	Held         ota.Generation    `json:"held"`                   // desired state it has
 	Wanted       ota.Generation    `json:"wanted"`                 // desired state it should have
+	Outside      string            `json:"outside,omitempty"`      // the closed window in which its policy has it download; empty: none
 	Incompatible string            `json:"incompatible,omitempty"` // why the release can never run here; empty: it can
 	Newer        string            `json:"newer,omitempty"`        // id of a newer rollout that takes this device over
 	Older        string            `json:"older,omitempty"`        // id of an older unfinished rollout that has this device

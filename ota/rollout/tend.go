@@ -67,6 +67,12 @@ func (p *planner) checkInFlight(id string, e Exec, d *Device) {
 	}
 	t := p.spec.Waves[e.Wave].Timeout
 	since, step := e.OfferedAt, e.StepAt
+	if e.Waits != "" {
+		if d.Online {
+			return // it said until when
+		}
+		since, step = max(since, p.heard(e, d)), p.clock
+	}
 	if t.Offline == OfflineWait {
 		if !d.Online {
 			return // its time stands still

@@ -9,6 +9,7 @@ import (
 
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/gate"
+	"github.com/skein-fleet/skein/ota/window"
 )
 
 // Validate reports everything that is wrong with the spec, joined, each as a
@@ -47,8 +48,26 @@ func (s Spec) Validate() error {
 	}
 	oneOf(v, "lateJoiners", s.LateJoiners, JoinRamp, JoinImmediate, JoinNever)
 	oneOf(v, "supersede", s.Supersede, SupersedeNewest, SupersedeSerial)
-	v.unsupported("schedule", !s.Schedule.IsZero())
+	v.schedule(s.Schedule)
 	return errors.Join(v.errs...)
+}
+
+func (v *validator) schedule(s Schedule) {
+	for _, w := range []struct{ path, text string }{{"schedule.downloadWindow", s.DownloadWindow}, {"schedule.applyWindow", s.ApplyWindow}} {
+		if _, err := window.Parse(w.text); err != nil {
+			v.add(w.path, "%v", err)
+		} else if w.text != "" && s.Now {
+			v.add(w.path, "is given together with schedule.now, which waits for no window")
+		}
+	}
+	if z := s.Zone(); z != "" {
+		if _, err := window.Zone(z); err != nil {
+			v.add("schedule.tz", "%v; or %q", err, ZoneOfDevice)
+		}
+	}
+	v.unsupported("schedule.start", !s.Start.IsZero())
+	v.unsupported("schedule.end", !s.End.IsZero())
+	v.unsupported("schedule.endBehavior", !s.EndBehavior.IsZero())
 }
 
 type validator struct{ errs []error }

@@ -36,6 +36,7 @@ type actor struct {
 	desired ota.Digest
 	attempt int
 	left    int // ticks of work left; -1: idle
+	waits   int // ticks for which it says that it waits for a window
 	dead    bool
 	samples int
 }
@@ -173,6 +174,10 @@ func (w *world) act(d *Device) {
 
 func (w *world) advance(d *Device, a *actor) {
 	switch {
+	case a.waits > 0 && a.left >= 2 && a.temper != refusing:
+		a.waits--
+		a.left++
+		w.state.Observe(Report{Device: d.ID, At: w.now, Attempt: a.attempt, Status: Accepted, Step: ota.StepFetch, Waits: "waits for its window"})
 	case a.temper == refusing:
 		a.left = -1
 		w.say(d.ID, a, FailedState, ota.StepVerify, ota.Rejected, "wrong target")
