@@ -454,10 +454,23 @@ func expand(d *zstd.Decoder, room, payload []byte, i int) ([]byte, error) {
 	switch {
 	case errors.Is(err, zstd.ErrDecoderSizeExceeded), errors.Is(err, zstd.ErrWindowSizeExceeded):
 		return nil, fmt.Errorf("%w: block %d of at most %d bytes: %w", ErrExpands, i, len(room), err)
+	case err != nil && expands(d, payload, len(room)):
+		return nil, fmt.Errorf("%w: block %d of at most %d bytes: %w", ErrExpands, i, len(room), err)
 	case err != nil:
 		return nil, fmt.Errorf("%w: block %d: %w", ErrPatch, i, err)
 	}
 	return got, nil
+}
+
+// expands reports whether a payload that could not be decompressed into its
+// room holds more: the decoder gives several errors for that. No more is read
+// than shows it.
+func expands(d *zstd.Decoder, payload []byte, room int) bool {
+	if d.Reset(bytes.NewReader(payload)) != nil {
+		return false
+	}
+	n, _ := io.CopyN(io.Discard, d, int64(room)+1) // what it ends with was told before
+	return n > int64(room)
 }
 
 func exactly(got, dst []byte, err error, i int) error {

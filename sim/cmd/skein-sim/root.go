@@ -75,7 +75,7 @@ Exit codes:
   0    done, and all went as it should
   1    other error
   2    wrong usage
-  3    an expectation of a scenario failed
+  3    an expectation of a scenario failed, or an attack was short
   130  interrupted`,
 		Example: `  skein-sim run --devices 60
   skein-sim run --scenario sim/scenario/testdata/bad-version.scn
@@ -106,6 +106,7 @@ Exit codes:
 		a.loadCmd(),
 		a.benchCmd(),
 		a.modelCmd(),
+		a.attackCmd(),
 	)
 	return cmd
 }
