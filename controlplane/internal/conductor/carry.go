@@ -88,13 +88,14 @@ func (c *Conductor) intent(w store.Decision) (fleet.Intent, error) {
 	}
 	in := fleet.Intent{Device: d.Device, Release: d.Release, Rollout: w.Rollout}
 	if d.Kind != rollout.Offer {
-		in.RollbackAllowed = true
+		in.RollbackAllowed, in.Extra.Now = true, true // a way back waits for nothing
 		return in, nil
 	}
 	// A rollout of an older release is a person's wish: the devices may go back.
 	in.RollbackAllowed = c.cfg.Releases.Counter(w.Tenant, d.Release) < c.cfg.Releases.Counter(w.Tenant, d.Before)
 	if r := c.find(w.Rollout); r != nil {
 		in.Rollout = tag(w.Rollout, r.state.Exec[d.Device].Attempts)
+		in.Extra = added(r.spec.Schedule)
 	}
 	return in, nil
 }

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
+	"github.com/skein-fleet/skein/controlplane/internal/policy"
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/gate"
@@ -44,6 +45,8 @@ type Fleet interface {
 	SetDesiredAll(ctx context.Context, tenant string, intents []fleet.Intent) error
 	// Subscribe gives the ids of devices that changed until ctx ends.
 	Subscribe(ctx context.Context) <-chan string
+	// Policy returns the settings of windows and allowances.
+	Policy(tenant string) []policy.Setting
 	// Check reports why a device could not be given a release now, or nil.
 	Check(ctx context.Context, tenant, device string, release ota.Digest) error
 }

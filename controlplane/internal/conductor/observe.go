@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
+	"github.com/skein-fleet/skein/controlplane/internal/policy"
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/gate"
 	"github.com/skein-fleet/skein/ota/rollout"
@@ -15,11 +16,13 @@ import (
 // devices returns the fleet as the planner sees it.
 func (c *Conductor) devices(r *run, d *draft, views map[string]*fleet.View) []rollout.Device {
 	out := make([]rollout.Device, 0, len(views))
+	outside := c.outside(r.row.Tenant, r.spec.Schedule)
 	for _, v := range views {
 		if v.State == fleet.Pending || v.State == fleet.Revoked {
 			continue
 		}
 		dev := c.device(r.row.Tenant, r.spec.Release, v)
+		dev.Outside = outside(v)
 		exec, mine := d.state.Exec[v.ID]
 		dev.Newer, dev.Older = c.rivals(r, v.ID)
 		if dev.Newer == "" && mine && open(exec) && exec.Attempts > 0 && RolloutID(v.Rollout) != r.row.ID && len(c.waiting) == 0 {
@@ -137,7 +140,7 @@ func (r *run) report(d *draft, e rollout.Exec, v *fleet.View, now time.Time) (re
 	case v.Phase == wire.PhaseUpdating:
 		// A device that soaks may still undo it, so it counts when it has
 		// committed, and not before.
-		rep.Status, rep.Step = rollout.Accepted, ota.Step(v.Step)
+		rep.Status, rep.Step, rep.Waits = rollout.Accepted, ota.Step(v.Step), policy.WaitText(v.Transfer)
 	case e.Status == rollout.Offered:
 		rep.Status = rollout.Accepted // holds the desired state and has not begun
 	default:

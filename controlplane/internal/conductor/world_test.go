@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
+	"github.com/skein-fleet/skein/controlplane/internal/policy"
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/gate"
@@ -38,6 +39,7 @@ type world struct {
 	breaks func(release ota.Digest, device string) string
 	refuse map[string]error // by device, what the fleet says to a desired state
 	down   error            // the fleet takes nothing
+	policy []policy.Setting
 	stage  map[string]int
 	since  map[string]time.Time // of the last switch
 }
@@ -94,6 +96,8 @@ func (w *world) Subscribe(ctx context.Context) <-chan string {
 	return ch
 }
 
+func (w *world) Policy(string) []policy.Setting { return w.policy }
+
 func (w *world) Check(_ context.Context, _, id string, _ ota.Digest) error { return w.refuse[id] }
 
 func (w *world) SetDesiredAll(_ context.Context, _ string, intents []fleet.Intent) error {
@@ -142,8 +146,11 @@ func (w *world) live() {
 		if v.Running == v.WantedRelease && v.Phase != wire.PhaseUpdating || v.Phase == wire.PhaseFailed {
 			continue
 		}
+		if v.Phase, v.Transfer = wire.PhaseUpdating, nil; how == "wait" {
+			v.Step, v.Transfer = "fetch", &wire.PolicyState{Class: wire.Metered, Zone: "Europe/Paris", Waits: wire.WaitsForAllowance, Until: 1795561200}
+			continue
+		}
 		w.stage[id]++
-		v.Phase = wire.PhaseUpdating
 		switch {
 		case how == "golden" && w.stage[id] == 2:
 			w.fail(v, "REJECTED", "prove: golden set failed: label agreement 3 of 32")

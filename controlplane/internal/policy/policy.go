@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/skein-fleet/skein/ota/window"
 	"github.com/skein-fleet/skein/proto/wire"
@@ -401,4 +402,29 @@ func (r Rates) Of(site string) int64 {
 		return n
 	}
 	return r.Site
+}
+
+// TimeForm is how moments at which windows change are shown.
+const TimeForm = "Mon 2006-01-02 15:04 MST"
+
+// WaitText says what a device waits for, empty for nothing.
+func WaitText(t *wire.PolicyState) string {
+	if t == nil || t.Waits == 0 {
+		return ""
+	}
+	until := "; an end is not in sight"
+	if t.Until != 0 {
+		loc, err := window.Zone(t.Zone)
+		if err != nil {
+			loc = time.UTC
+		}
+		until = " until " + time.Unix(t.Until, 0).In(loc).Format(TimeForm)
+	}
+	switch t.Waits {
+	case wire.WaitsForDownloadWindow:
+		return "its download waits for the window of its policy" + until
+	case wire.WaitsForApplyWindow:
+		return "the release is on it and waits for the window in which it may be applied" + until
+	}
+	return "its download waits: an allowance of bytes over " + t.Class.String() + " links is used up" + until
 }

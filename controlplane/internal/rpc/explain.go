@@ -8,6 +8,7 @@ import (
 
 	"github.com/skein-fleet/skein/controlplane/internal/conductor"
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
+	"github.com/skein-fleet/skein/controlplane/internal/policy"
 	"github.com/skein-fleet/skein/ota"
 	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
 	"github.com/skein-fleet/skein/proto/wire"
@@ -61,8 +62,8 @@ func explain(v fleet.View, name func(ota.Digest) string, now time.Time) (summary
 		summary = fmt.Sprintf("has not taken generation %s yet, which wants %s; it is sent again until it does", v.Wanted, want)
 	case failedWanted:
 		summary = fmt.Sprintf("failed on %s (%s at step %s) and runs %s", want, v.FailureClass, cmp.Or(v.Step, "unknown"), called(v.Running))
-	case v.Phase == wire.PhaseUpdating && waitText(v.Transfer) != "":
-		summary = fmt.Sprintf("is updating to %s: %s", want, waitText(v.Transfer))
+	case v.Phase == wire.PhaseUpdating && policy.WaitText(v.Transfer) != "":
+		summary = fmt.Sprintf("is updating to %s: %s", want, policy.WaitText(v.Transfer))
 		add("see: skein policy explain --device %s", v.ID)
 	case v.Phase == wire.PhaseUpdating:
 		summary = fmt.Sprintf("is updating to %s: step %s", want, cmp.Or(v.Step, "unknown"))

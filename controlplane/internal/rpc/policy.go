@@ -97,7 +97,7 @@ func policyReasons(v fleet.View, in []policy.Setting, now time.Time) []string {
 	if len(in) == 0 {
 		add("no policy is set for it: it may download and apply at any time")
 	}
-	if w := waitText(v.Transfer); w != "" {
+	if w := policy.WaitText(v.Transfer); w != "" {
 		add("%s", w)
 	}
 	p := policy.Wire(in, policy.Extra{})
@@ -152,31 +152,9 @@ func windowText(what string, w wire.Schedule, t *wire.PolicyState, now time.Time
 	}
 	until := ""
 	if !changes.IsZero() {
-		until = " until " + changes.In(loc).Format("Mon 2006-01-02 15:04 MST")
+		until = " until " + changes.In(loc).Format(policy.TimeForm)
 	}
 	return fmt.Sprintf("%s: the window %s (%s) is %s%s", what, w.Windows, name, state, until)
-}
-
-// waitText says what a device waits for, empty for nothing.
-func waitText(t *wire.PolicyState) string {
-	if t == nil || t.Waits == 0 {
-		return ""
-	}
-	loc, err := window.Zone(t.Zone)
-	if err != nil {
-		loc = time.UTC
-	}
-	until := "; an end is not in sight"
-	if t.Until != 0 {
-		until = " until " + time.Unix(t.Until, 0).In(loc).Format("Mon 2006-01-02 15:04 MST")
-	}
-	switch t.Waits {
-	case wire.WaitsForDownloadWindow:
-		return "its download waits for the window of its policy" + until
-	case wire.WaitsForApplyWindow:
-		return "the release is on it and waits for the window in which it may be applied" + until
-	}
-	return "its download waits: an allowance of bytes over " + t.Class.String() + " links is used up" + until
 }
 
 // transfer translates what a device says of its policy, nil for nothing.
