@@ -138,6 +138,10 @@ check-generate: generate ## the committed generated code is what the schema says
 
 ##@ Measure
 
+.PHONY: attack-suite
+attack-suite: build ## every known attack on updates, one line each (ONLY=name,name: only these)
+	$(BIN)/skein-sim attack $(if $(ONLY),--only $(ONLY),)
+
 .PHONY: bench-load
 bench-load: build ## 10,000 wire-level devices with mutual TLS
 	$(BIN)/skein-sim bench load --out bench-out/load.json
