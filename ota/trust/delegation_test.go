@@ -22,7 +22,7 @@ import (
 
 // tree is a repository whose delegations a test draws by hand.
 type tree struct {
-	t     *testing.T
+	t     testing.TB
 	now   time.Time
 	keys  map[string]ed25519.PrivateKey // by role, or by parent>role where that differs
 	root  *metadata.Metadata[metadata.RootType]
@@ -33,7 +33,7 @@ type tree struct {
 	asked []string
 }
 
-func newTree(t *testing.T) *tree {
+func newTree(t testing.TB) *tree {
 	tr := &tree{t: t, now: start, keys: map[string]ed25519.PrivateKey{}, not: map[string]bool{}, root: metadata.Root(start.Add(RootLife)), roles: map[string]*targetsMeta{}}
 	tr.root.Signed.ConsistentSnapshot = true
 	for _, role := range metadata.TOP_LEVEL_ROLE_NAMES {

@@ -176,7 +176,7 @@ func TestPolicyIsStrict(t *testing.T) {
 }
 
 // autoTree delegates releases of meter and of door to an online key each.
-func autoTree(t *testing.T) *tree {
+func autoTree(t testing.TB) *tree {
 	tr := newTree(t)
 	tr.delegate("targets", "auto/meter", "meter", true, "releases/meter/auto-*")
 	tr.delegate("targets", "auto/door", "door", true, "releases/door/auto-*")
