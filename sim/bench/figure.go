@@ -40,6 +40,12 @@ func (f Figure) atMost(most float64) Figure {
 	return f
 }
 
+// atLeast adds a goal.
+func (f Figure) atLeast(least float64) Figure {
+	f.Goal, f.OK = ">= "+number(least), f.Value >= least
+	return f
+}
+
 // number prints three digits after the point at most.
 func number(v float64) string {
 	return strings.TrimSuffix(strings.TrimRight(strconv.FormatFloat(v, 'f', 3, 64), "0"), ".")

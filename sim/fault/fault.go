@@ -26,6 +26,7 @@ type Kind string
 const (
 	Cut       Kind = "cut"       // connections break and none can be made
 	Hole      Kind = "hole"      // connections stay, nothing passes
+	Block     Kind = "block"     // HTTPS is refused, MQTT passes
 	Slow      Kind = "slow"      // bandwidth and latency of a bad line
 	Lose      Kind = "lose"      // a share of segments is lost and sent again; of down messages, where the engine can drop them
 	Kill      Kind = "kill"      // the agent is killed (-9) and started again
@@ -69,7 +70,7 @@ var options = []option{
 	{"at", nil,
 		func(f *Fault, v string) (err error) { f.At, err = duration(v); return err },
 		func(f *Fault) string { return durationText(f.At) }},
-	{"for", []Kind{Cut, Hole, Slow, Lose, Corrupt, DiskFull, Heat},
+	{"for", []Kind{Cut, Hole, Block, Slow, Lose, Corrupt, DiskFull, Heat},
 		func(f *Fault, v string) (err error) { f.For, err = duration(v); return err },
 		func(f *Fault) string { return durationText(f.For) }},
 	{"rate", []Kind{Lose, Corrupt},
@@ -115,7 +116,9 @@ var required = map[Kind][]string{
 }
 
 // Kinds lists the kinds in the order of their constants.
-func Kinds() []Kind { return []Kind{Cut, Hole, Slow, Lose, Kill, Corrupt, DiskFull, Heat, Clock1970} }
+func Kinds() []Kind {
+	return []Kind{Cut, Hole, Block, Slow, Lose, Kill, Corrupt, DiskFull, Heat, Clock1970}
+}
 
 // Parse reads the form of the command line, fields between colons:
 // cut:device=3:at=10s:for=20s.

@@ -171,10 +171,14 @@ const (
 	Dropped   Quantity = "dropped"   // requests that got no answer so far
 	Incidents Quantity = "incidents" // open incidents
 	Lost      Quantity = "lost"      // acknowledged facts that the control plane no longer has
+	// Bytes that the last update of each device took, by way, as reports say.
+	PeerBytes  Quantity = "peer-bytes"
+	HTTPSBytes Quantity = "https-bytes"
+	MQTTBytes  Quantity = "mqtt-bytes"
 )
 
 // Quantities lists all of them.
-var Quantities = []Quantity{Harmed, Offline, Failed, Throttled, Dead, Served, Dropped, Incidents, Lost}
+var Quantities = []Quantity{Harmed, Offline, Failed, Throttled, Dead, Served, Dropped, Incidents, Lost, PeerBytes, HTTPSBytes, MQTTBytes}
 
 // Count compares a quantity.
 type Count struct {

@@ -195,3 +195,35 @@ func FuzzParse(f *testing.F) {
 		roundTrip(t, s)
 	})
 }
+
+// An archive holds one script, whose lines keep the numbers that they have in
+// the archive.
+func TestArchive(t *testing.T) {
+	const script = "devices 3\nat 1s release v1\nexpect release v1 on all\n"
+	write := func(name, text string) string {
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	s, err := ReadFile(write("good.txtar", "What it shows.\n\n-- scenario --\n"+script))
+	if err != nil || s.Devices != 3 || s.Steps[0].Line != 5 || s.Expects[0].Line != 6 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if s, err := ReadFile(write("plain.scn", script)); err != nil || s.Steps[0].Line != 2 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	for text, want := range map[string]string{
+		script:                   "want one",
+		"-- other --\n" + script: "want one",
+		"-- scenario --\n" + script + "-- more --": "want one",
+		"-- scenario --\nat x":                     "line 2",
+		"-- scenario --\n":                         "no devices",
+		strings.Repeat("x", maxFile+1):             "limit",
+	} {
+		if _, err := ReadFile(write("bad.txtar", text)); !errors.Is(err, ErrSyntax) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.40q: %v, want %q", text, err, want)
+		}
+	}
+}

@@ -52,13 +52,14 @@ type Options struct {
 
 // Device is one virtual device. Its methods are safe for concurrent use.
 type Device struct {
-	o       Options
-	name    string
-	board   *board
-	storage *storage
-	line    *shaper.Link
-	radio   *radio
-	revive  chan struct{} // a person gives a dead board its power back
+	o        Options
+	name     string
+	board    *board
+	storage  *storage
+	line     *shaper.Link
+	radio    *radio
+	firewall firewall
+	revive   chan struct{} // a person gives a dead board its power back
 
 	mu      sync.Mutex // guards what follows
 	agent   *agent.Agent
@@ -228,7 +229,10 @@ func (d *Device) live(ctx context.Context, server *server) {
 
 func (d *Device) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	var base net.Dialer
-	return d.line.Dial(base.DialContext)(ctx, network, address)
+	if !d.isHTTPS(address) {
+		return d.line.Dial(base.DialContext)(ctx, network, address)
+	}
+	return d.firewall.dial(ctx, network, address, d.line.Dial(base.DialContext))
 }
 
 func (d *Device) now() time.Time { return d.board.now(time.Now()) }

@@ -17,6 +17,8 @@ func (d *Device) Inject(f fault.Fault) {
 		d.hold(1, 0)
 	case fault.Hole:
 		d.hold(0, 1)
+	case fault.Block:
+		d.firewall.set(1)
 	case fault.Slow:
 		p.Bandwidth, p.Latency = f.Bandwidth, max(p.Latency, f.Latency)
 		d.line.Set(p)
@@ -47,6 +49,8 @@ func (d *Device) Heal(f fault.Fault) {
 		d.hold(-1, 0)
 	case fault.Hole:
 		d.hold(0, -1)
+	case fault.Block:
+		d.firewall.set(-1)
 	case fault.Slow, fault.Corrupt:
 		d.line.Set(d.o.Network)
 	case fault.Lose:

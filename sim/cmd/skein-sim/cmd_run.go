@@ -53,11 +53,15 @@ code is 3 when an expectation failed.`,
 		Example: `  skein-sim run --devices 60 --seed 1
   skein-sim run --devices 20 --mix nano=10,orin-nano=10 --fault cut:device=3:at=10s:for=20s
   skein-sim run --devices 5 --server https://skein.example:8443 --claim skein1.…
-  skein-sim run --scenario lost-messages.scn --scenario heat.scn`,
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+  skein-sim run --scenario lost-messages.scn --scenario heat.scn
+  skein-sim run --scenario sim/scenario/testdata/ota-*.txtar`,
+		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(o.scenarios) > 0 {
+				o.scenarios = append(o.scenarios, args...) // what a shell made of a pattern
 				return a.runScenarios(cmd.Context(), o)
+			}
+			if err := noArgs(cmd, args); err != nil {
+				return err
 			}
 			return a.runFleet(cmd.Context(), o)
 		},
@@ -67,7 +71,7 @@ code is 3 when an expectation failed.`,
 	f.StringVar(&o.mix, "mix", "default", "boards: default, or as in nano=10,orin-nano=20")
 	f.Uint64Var(&o.seed, "seed", 1, "equal seeds give equal fleets and faults")
 	f.StringArrayVar(&o.faults, "fault", nil, "fault, as in cut:device=3:at=10s:for=20s (repeatable; grammar in sim/scenario/README.md)")
-	f.StringArrayVar(&o.scenarios, "scenario", nil, "scenario file to run (repeatable)")
+	f.StringArrayVar(&o.scenarios, "scenario", nil, "scenario file to run (repeatable; arguments are more of them)")
 	f.StringVar(&o.server, "server", "", "device address of a running skeind, https://HOST:PORT; empty runs one in this process")
 	f.StringVar(&o.claim, "claim", "", "claim token for --server, as printed by skein token create")
 	f.StringVar(&o.http, "http", "127.0.0.1:8080", "API and dashboard of the skeind in this process")

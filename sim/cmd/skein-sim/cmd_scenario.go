@@ -85,14 +85,9 @@ func (o *runOptions) command() ([]string, error) {
 func readScripts(files []string) ([]*scenario.Script, error) {
 	var out []*scenario.Script
 	for _, file := range files {
-		f, err := os.Open(file)
+		s, err := scenario.ReadFile(file)
 		if err != nil {
 			return nil, fmt.Errorf("--scenario: %w", err)
-		}
-		s, err := scenario.Parse(f)
-		f.Close()
-		if err != nil {
-			return nil, fmt.Errorf("--scenario %s: %w", file, err)
 		}
 		out = append(out, s)
 	}

@@ -60,9 +60,10 @@ func (c *conn) Write(p []byte) (int, error) {
 			return total, failure("write", os.ErrDeadlineExceeded)
 		default:
 		}
-		if size < buffered {
-			n := min(len(p), buffered-size)
-			c.link.stalls.Add(c.up.add(c.link.Profile(), p[:n], nil))
+		profile := c.link.Profile()
+		if most := profile.buffer(); size < most {
+			n := min(len(p), most-size)
+			c.link.stalls.Add(c.up.add(profile, p[:n], nil))
 			total += n
 			if p = p[n:]; len(p) == 0 {
 				return total, nil
@@ -182,7 +183,7 @@ func (c *conn) pumpDown() {
 	buf := make([]byte, 16<<10)
 	for {
 		_, _, size, changed := c.down.head()
-		if size >= buffered {
+		if size >= c.link.Profile().buffer() {
 			select {
 			case <-changed:
 			case <-c.dead:

@@ -10,6 +10,7 @@
 package shaper
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
 	"net"
@@ -27,11 +28,14 @@ type Profile struct {
 	Loss      float64       // share of segments that must be sent again
 	Stall     time.Duration // what one retransmission costs; 200 ms when zero, doubled for each further loss
 	Corrupt   float64       // share of kilobytes in which one bit flips
+	Buffer    int           // bytes that one direction holds before writers wait; 64 KiB when zero
 }
+
+func (p Profile) buffer() int { return cmp.Or(p.Buffer, buffered) }
 
 const (
 	segment   = 1460
-	buffered  = 64 << 10 // what one direction holds before writers wait
+	buffered  = 64 << 10
 	linger    = 5 * time.Second
 	stallOnce = 200 * time.Millisecond
 	stallMost = 6

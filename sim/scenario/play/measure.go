@@ -208,6 +208,16 @@ func (s *stage) quantity(q scenario.Quantity) (n float64, known bool) {
 		return count(func(d *fleetv1.Device) bool { return d.GetState() != fleetv1.DeviceState_DEVICE_STATE_ONLINE }), known
 	case scenario.Failed:
 		return count(func(d *fleetv1.Device) bool { return d.GetPhase() == "failed" }), known
+	case scenario.PeerBytes, scenario.HTTPSBytes, scenario.MQTTBytes:
+		way, _ := strings.CutSuffix(string(q), "-bytes")
+		for _, d := range s.seen.devices {
+			for _, b := range d.GetSources() {
+				if b.GetName() == way {
+					n += float64(b.GetBytes())
+				}
+			}
+		}
+		return n, known
 	case scenario.Incidents:
 		return count((*fleetv1.Device).GetGenerationFromFuture), known
 	case scenario.Lost:

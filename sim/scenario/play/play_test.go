@@ -69,8 +69,12 @@ func TestScenarios(t *testing.T) {
 	if err != nil || len(files) < 10 {
 		t.Fatalf("%d scenarios, %v", len(files), err)
 	}
-	for _, file := range files {
-		name := strings.TrimSuffix(filepath.Base(file), ".scn")
+	archives, err := filepath.Glob("../testdata/ota-*.txtar")
+	if err != nil || len(archives) == 0 {
+		t.Fatalf("%d archives, %v", len(archives), err)
+	}
+	for _, file := range append(files, archives...) {
+		name := strings.TrimSuffix(filepath.Base(file), filepath.Ext(file))
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r, events := playFile(t, file)
@@ -83,11 +87,11 @@ func TestScenarios(t *testing.T) {
 
 func playFile(t *testing.T, file string) (*Result, string) {
 	t.Helper()
-	text, err := os.ReadFile(file)
+	script, err := scenario.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return playText(t, string(text))
+	return playScript(t, script)
 }
 
 func playText(t *testing.T, text string) (*Result, string) {
@@ -96,6 +100,11 @@ func playText(t *testing.T, text string) (*Result, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return playScript(t, script)
+}
+
+func playScript(t *testing.T, script *scenario.Script) (*Result, string) {
+	t.Helper()
 	shop, err := workshop()
 	if err != nil {
 		t.Fatal(err)
