@@ -8,7 +8,7 @@ ROOT := $(abspath .)
 BIN := $(ROOT)/.bin
 export PATH := $(BIN):$(PATH)
 MODULES := proto telemetry ota agent controlplane sim deploy
-CMDS := skeind skein skein-agent skein-sim skein-signer
+CMDS := skeind skein skein-agent skein-sim skein-signer skein-tuf
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 GOFLAGS_BUILD := -trimpath -ldflags '$(LDFLAGS)'
@@ -23,7 +23,7 @@ help: ## list the targets
 .PHONY: build
 build: dashboard ## build dashboard and all binaries into .bin
 	@mkdir -p $(BIN)
-	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -o $(BIN)/ ./controlplane/cmd/skeind ./controlplane/cmd/skein ./agent/cmd/skein-agent ./sim/cmd/skein-sim ./ota/cmd/skein-signer
+	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -o $(BIN)/ ./controlplane/cmd/skeind ./controlplane/cmd/skein ./agent/cmd/skein-agent ./sim/cmd/skein-sim ./ota/cmd/skein-signer ./ota/cmd/skein-tuf
 
 	@$(MAKE) $(BIN)/skein-fetch
 
@@ -83,7 +83,7 @@ test-fetch: ## skein-fetch against a real S3 server
 	SKEIN_VERSITYGW=$(BIN)/versitygw GOWORK=off go -C $(FETCH) test -count=1 -timeout 5m .
 
 .PHONY: test-foreign
-test-foreign: ## against onnx.checker, ONNX Runtime and python-tuf
+test-foreign: ## against onnx.checker, ONNX Runtime, python-tuf and the TUF conformance suite
 	deploy/test-foreign.sh
 
 .PHONY: test-dashboard

@@ -194,3 +194,54 @@ func TestSeenFullDisk(t *testing.T) {
 	clear(w.over)
 	w.mustRefresh()
 }
+
+// TestLearnAcrossPowerCuts cuts the power at every operation of a refresh that
+// is refused half-way and of the one that completes it, over a delegated role:
+// what a device believes is of one time, all of it, and the next refresh arrives.
+func TestLearnAcrossPowerCuts(t *testing.T) {
+	const next = "releases/meter/auto-2"
+	for n := 0; ; n++ {
+		tr := autoTree(t)
+		tr.publish(autoSigners)
+		c, mem := tr.client()
+		if err := c.Refresh(t.Context(), tr.source, start, autoPath); err != nil {
+			t.Fatal(err)
+		}
+		tr.list("auto/meter", next, TargetCustom{Counter: 8})
+		tr.publish(autoSigners)
+		targets := tr.files["2.targets.json"]
+		mem.FailAfter(n)
+		delete(tr.files, "2.targets.json")
+		first := c.Refresh(t.Context(), tr.source, start, autoPath)
+		tr.files["2.targets.json"] = targets
+		if !errors.Is(first, fs.ErrNotExist) {
+			t.Fatal(first)
+		}
+		err := c.Refresh(t.Context(), tr.source, start, autoPath)
+		if err == nil && !errors.Is(first, slot.ErrCut) {
+			if n < 4 {
+				t.Fatalf("both took %d operations", n)
+			}
+			return
+		}
+		for seed := range seeds(8) {
+			c, err := NewClient(mem.Crash(seed), tr.files["1.root.json"])
+			if err != nil {
+				t.Fatalf("cut at %d, seed %d: %v", n, seed, err)
+			}
+			have := [3]int64{version(t, c.set.Snapshot), version(t, c.set.Targets), version(t, c.set.Roles["auto/meter"])}
+			if have != [3]int64{1, 1, 1} && have != [3]int64{2, 2, 2} {
+				t.Errorf("cut at %d, seed %d: a mixture of %v", n, seed, have)
+			}
+			if _, err := c.Target(autoPath); err != nil {
+				t.Errorf("cut at %d, seed %d: %v", n, seed, err)
+			}
+			if err := c.Refresh(t.Context(), tr.source, start, next); err != nil {
+				t.Errorf("cut at %d, seed %d: next refresh: %v", n, seed, err)
+			}
+			if _, err := c.Target(next); err != nil {
+				t.Errorf("cut at %d, seed %d: %v", n, seed, err)
+			}
+		}
+	}
+}
