@@ -10,6 +10,8 @@ import (
 	"os"
 	"regexp"
 	"time"
+
+	online "github.com/skein-fleet/skein/ota/trust/signer"
 )
 
 // Config of a Server. The zero value of a field means the default that
@@ -30,6 +32,9 @@ type Config struct {
 	// Names are more DNS names and IP addresses for the server certificate.
 	// localhost and the addresses of this host are always in it.
 	Names []string `json:"names"`
+	// Signer is where the online signing keys are, unix:///path of skein-signer;
+	// empty: in the data folder, as in development.
+	Signer string `json:"signer"`
 	// Restored says that the data folder came back from a backup: the epoch of
 	// all generations is raised once, at this start.
 	Restored bool `json:"-"`
@@ -86,6 +91,11 @@ func (c *Config) Validate() error {
 	}
 	if c.PublicHost != "" && net.ParseIP(c.PublicHost) == nil && !domainRE.MatchString(c.PublicHost) {
 		bad("public_host %q: want a DNS name or IP address without port", c.PublicHost)
+	}
+	if c.Signer != "" {
+		if _, err := online.Path(c.Signer); err != nil {
+			bad("signer: %w", err)
+		}
 	}
 	return errors.Join(errs...)
 }

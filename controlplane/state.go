@@ -13,6 +13,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 	"github.com/skein-fleet/skein/ota/slot"
 	"github.com/skein-fleet/skein/ota/trust"
+	online "github.com/skein-fleet/skein/ota/trust/signer"
 )
 
 const adminName = "admin.token"
@@ -31,17 +32,44 @@ func (s *Server) openState(ctx context.Context) (err error) {
 	if s.ca, err = pki.Open(s.files, s.cfg.Domain, s.now()); err != nil {
 		return err
 	}
+	return s.openTrust()
+}
+
+// openTrust opens the image repository. Without one, and without a signer, it
+// makes one for development.
+func (s *Server) openTrust() error {
 	dir := filepath.Join(s.cfg.DataDir, "trust")
-	s.trust, err = trust.OpenRepo(dir)
+	var keys trust.Online
+	if s.cfg.Signer != "" {
+		c, err := online.NewClient(s.cfg.Signer)
+		if err != nil {
+			return err
+		}
+		keys = c
+	}
+	repo, err := trust.OpenRepo(dir, keys)
+	if errors.Is(err, trust.ErrNoRepo) && keys != nil {
+		return fmt.Errorf("%w in %s: with a signer it is made by skein trust init and skein trust sign, and copied there", err, dir)
+	}
 	if errors.Is(err, trust.ErrNoRepo) {
 		sum, err2 := trust.InitDev(dir, s.cfg.Domain, s.now())
 		if err2 != nil {
 			return err2
 		}
 		s.logger.Warn("made a development trust repository: all its private keys are in one folder", "folder", dir, "root", string(sum.RootDigest))
-		s.trust, err = trust.OpenRepo(dir)
+		repo, err = trust.OpenRepo(dir)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	s.trust = repo
+	if err := repo.Refresh(s.now()); err != nil {
+		if repo.Status().Roles[1].Version == 0 {
+			return fmt.Errorf("trust repository in %s is not ready: %w: see skein trust status --dir %s", dir, err, dir)
+		}
+		s.logger.Error("sign TUF metadata anew", "err", err) // what is published is good until it expires
+	}
+	return nil
 }
 
 // fixDomain holds the trust domain to that of the first start: certificates of

@@ -20,6 +20,7 @@ import (
 // Names of what lets releases be made with no hand.
 const (
 	autoPrefix   = "auto/"     // roles: auto/{model}
+	autoKind     = "auto"      // of keys for these roles
 	policyPrefix = "policies/" // targets whose custom part is an AutoPolicy
 	// AutoVersion begins the version of a release that an auto role lists.
 	AutoVersion = "auto-"

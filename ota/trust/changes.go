@@ -73,7 +73,7 @@ func keyText(root *metadata.RootType, id string) string {
 }
 
 func expiryChange(was, next time.Time) []Change {
-	if was.Equal(next) {
+	if was.UTC().Format(time.DateOnly) == next.UTC().Format(time.DateOnly) {
 		return nil
 	}
 	return []Change{{"~", fmt.Sprintf("expires %s, was %s", next.UTC().Format(time.DateOnly), was.UTC().Format(time.DateOnly))}}

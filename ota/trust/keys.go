@@ -110,6 +110,25 @@ func (k keyring) generate(f slot.Files, role string) (ed25519.PrivateKey, error)
 	return key, nil
 }
 
+// keyOf returns the key in a file of that kind, ErrNoKey when there is none.
+func keyOf(f slot.Files, kind string) (ed25519.PrivateKey, error) {
+	files, err := f.ReadDir(keyDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("load keys: %w", err)
+	}
+	for _, e := range files {
+		if !strings.HasPrefix(e.Name(), kind+"-") || !strings.HasSuffix(e.Name(), ".pem") {
+			continue
+		}
+		b, err := f.ReadFile(keyDir + "/" + e.Name())
+		if err != nil {
+			return nil, fmt.Errorf("load key: %w", err)
+		}
+		return parseKey(b)
+	}
+	return nil, fmt.Errorf("%w: no %s key", ErrNoKey, kind)
+}
+
 // forRole returns the private keys that root names for a role, as many as its
 // threshold asks for.
 func (k keyring) forRole(root *metadata.Metadata[metadata.RootType], role string) ([]ed25519.PrivateKey, error) {

@@ -2,6 +2,7 @@ package trust
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,7 +57,7 @@ type NotaryEntry struct {
 }
 
 // NotaryRoles are the kinds of keys that a Notary makes.
-var NotaryRoles = []string{metadata.SNAPSHOT, metadata.TIMESTAMP, "auto"}
+var NotaryRoles = []string{metadata.SNAPSHOT, metadata.TIMESTAMP, autoKind}
 
 // InitNotary makes keys of a notary in f that has none, and returns the public
 // halves as PEM by kind.
@@ -134,7 +135,16 @@ func OpenNotary(f slot.Files, now func() time.Time, log func(NotaryEntry) error)
 func (n *Notary) State(context.Context) (OnlineState, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return OnlineState{RootVersion: n.root.Signed.Version, Keys: slices.Sorted(maps.Keys(n.keys))}, nil
+	out := OnlineState{RootVersion: n.root.Signed.Version, Keys: slices.Sorted(maps.Keys(n.keys))}
+	key, err := keyOf(n.files, autoKind)
+	if errors.Is(err, ErrNoKey) {
+		return out, nil
+	}
+	if err != nil {
+		return out, err
+	}
+	out.Auto, err = x509.MarshalPKIXPublicKey(key.Public())
+	return out, err
 }
 
 // refuse logs a refusal and returns it.

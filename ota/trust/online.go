@@ -2,6 +2,8 @@ package trust
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"time"
@@ -25,7 +27,8 @@ type Online interface {
 // OnlineState is what an Online knows.
 type OnlineState struct {
 	RootVersion int64    `json:"root_version"`
-	Keys        []string `json:"keys"` // ids of its keys
+	Keys        []string `json:"keys"`           // ids of its keys
+	Auto        []byte   `json:"auto,omitempty"` // its public key for auto roles, SPKI
 }
 
 // PublishRequest is what snapshot and timestamp are asked for.
@@ -90,6 +93,36 @@ func (r *Repo) publishOnline() error {
 		return fmt.Errorf("ask the signer for snapshot and timestamp: %w", err)
 	}
 	return r.keepPublished(p)
+}
+
+// AutoKey returns the public key that auto roles are to be delegated to: that of
+// the signer, or one in the folder, which is made at the first call.
+func (r *Repo) AutoKey(ctx context.Context) (ed25519.PublicKey, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.online == nil {
+		key, err := keyOf(r.files, autoKind)
+		if errors.Is(err, ErrNoKey) {
+			key, err = r.keys.generate(r.files, autoKind)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return key.Public().(ed25519.PublicKey), nil
+	}
+	state, err := r.online.State(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("ask the signer: %w", err)
+	}
+	pub, err := x509.ParsePKIXPublicKey(state.Auto)
+	if err != nil {
+		return nil, fmt.Errorf("the signer's auto key: %w", err)
+	}
+	ed, ok := pub.(ed25519.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("the signer's auto key: %w", ErrKey)
+	}
+	return ed, nil
 }
 
 // catchUp gives the signer the roots that it does not know.

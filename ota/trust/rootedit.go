@@ -306,6 +306,23 @@ func (r *Repo) Anchored(root []byte) ([]byte, error) {
 	return newest, nil
 }
 
+// AnchoredAt is Anchored for somebody who was shown the draft of the first root,
+// by the digest of what was signed, before it was published.
+func (r *Repo) AnchoredAt(first ota.Digest) ([]byte, error) {
+	b, m, err := readMeta(r.files, metaName(1, metadata.ROOT), metadata.Root())
+	if err != nil {
+		return nil, fmt.Errorf("root 1 of the copy: %w", err)
+	}
+	payload, err := signedBytes(m)
+	if err != nil {
+		return nil, err
+	}
+	if ota.DigestOf(payload) != first {
+		return nil, fmt.Errorf("the copy's root 1 is not the one that was shown at the ceremony, %s", first.Short())
+	}
+	return r.Anchored(b)
+}
+
 func putDirector(m *metadata.TargetsType, keys ...ed25519.PublicKey) error {
 	var custom TargetCustom
 	for _, k := range keys {

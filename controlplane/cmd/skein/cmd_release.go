@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 
@@ -30,6 +31,7 @@ func (a *app) releaseCreateCmd() *cobra.Command {
 	req := &releasev1.CreateReleaseRequest{}
 	var soak time.Duration
 	var params []string
+	var machine machineFlags
 	c := &cobra.Command{
 		Use: "create NAME", Short: "make a signed release from a model version", Args: args(cobra.ExactArgs(1)),
 		Long:    "Writes an OCI image index with one manifest per target, lists it in the TUF targets and signs.\nParameter types: string, int, float, bool, url, secret.",
@@ -44,6 +46,11 @@ func (a *app) releaseCreateCmd() *cobra.Command {
 				}
 				req.Parameters = append(req.Parameters, d)
 			}
+			layers, err := a.machineLayers(cmd.Context(), machine)
+			if err != nil {
+				return err
+			}
+			req.Machine = layers
 			r, err := a.releases().CreateRelease(cmd.Context(), req)
 			if err != nil {
 				return err
@@ -56,6 +63,9 @@ func (a *app) releaseCreateCmd() *cobra.Command {
 	f.StringVar(&req.Version, "version", "", "version text; default is the next number")
 	f.StringSliceVar(&req.Targets, "target", nil, "targets to serve; default is every target of the fleet")
 	f.StringArrayVar(&params, "param", nil, "declare a parameter: KEY:TYPE[=DEFAULT] or KEY:TYPE!")
+	f.BoolVar(&req.Auto, "auto", false, "list it with no hand, within the policy signed for the model")
+	f.StringArrayVar(&machine.agents, "agent-binary", nil, "agent that devices switch to with this release: FILE, or FILE:TARGET for one target")
+	f.StringArrayVar(&machine.images, "os-image", nil, "image for the idle root file system slot and the target that it leads to: FILE:TARGET:TARGET-AFTER, or FILE::TARGET-AFTER")
 	f.DurationVar(&soak, "soak", 0, "how long a device watches the release before it commits")
 	_ = c.MarkFlagRequired("model")
 	a.offerFlag(c, "model", a.modelNames)
@@ -65,6 +75,9 @@ func (a *app) releaseCreateCmd() *cobra.Command {
 
 func releaseDetails(w io.Writer, r *releasev1.Release) {
 	row(w, "release", r.GetName()+"@"+r.GetVersion())
+	if r.GetPending() != "" {
+		row(w, "pending", "it "+r.GetPending())
+	}
 	row(w, "digest", r.GetDigest())
 	row(w, "counter", r.GetCounter())
 	row(w, "model", fmt.Sprintf("%s@%d", r.GetModel(), r.GetModelVersion()))
@@ -73,7 +86,7 @@ func releaseDetails(w io.Writer, r *releasev1.Release) {
 	row(w, "created", stamp(r.GetCreated())+" by "+r.GetCreatedBy())
 	row(w, "running", fmt.Sprintf("%d devices", r.GetRunning()))
 	for _, t := range r.GetTargets() {
-		row(w, "target", t.GetTarget()+"  "+short(t.GetManifestDigest())+"  "+size(t.GetBytes()))
+		row(w, "target", t.GetTarget()+"  "+short(t.GetManifestDigest())+"  "+size(t.GetBytes())+brings(r, t.GetTarget()))
 	}
 	for _, p := range r.GetParameters() {
 		text := p.GetKey() + ": " + p.GetType()
@@ -85,6 +98,14 @@ func releaseDetails(w io.Writer, r *releasev1.Release) {
 		}
 		row(w, "parameter", text)
 	}
+}
+
+// runningText counts devices, or says that no device can run it yet.
+func runningText(r *releasev1.Release) string {
+	if r.GetPending() != "" {
+		return "pending signature"
+	}
+	return strconv.Itoa(int(r.GetRunning()))
 }
 
 func (a *app) releaseListCmd() *cobra.Command {
@@ -99,7 +120,7 @@ func (a *app) releaseListCmd() *cobra.Command {
 				row(w, "RELEASE", "DIGEST", "MODEL", "TARGETS", "SIZE", "RUNNING", "CREATED", "BY")
 				for _, x := range r.GetReleases() {
 					row(w, x.GetName()+"@"+x.GetVersion(), short(x.GetDigest()), fmt.Sprintf("%s@%d", x.GetModel(), x.GetModelVersion()),
-						len(x.GetTargets()), size(x.GetBytes()), x.GetRunning(), stamp(x.GetCreated()), x.GetCreatedBy())
+						len(x.GetTargets()), size(x.GetBytes()), runningText(x), stamp(x.GetCreated()), x.GetCreatedBy())
 				}
 			})
 		},

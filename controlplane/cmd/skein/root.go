@@ -153,9 +153,13 @@ func offline(c *cobra.Command) bool {
 	if c.HasSubCommands() {
 		return true // it only shows its help
 	}
+	if c.HasParent() && c.Parent().Name() == "trust" {
+		f := c.Flag(dirFlag)
+		return c.Name() == "init" || c.Name() == "new-key" || c.Name() != "send" && f != nil && f.Value.String() != ""
+	}
 	for ; c.HasParent(); c = c.Parent() {
 		switch c.Name() {
-		case "help", "completion", "trust", cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd:
+		case "help", "completion", cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd:
 			return true
 		}
 	}

@@ -66,6 +66,7 @@ func flags(f *pflag.FlagSet, c *controlplane.Config) {
 	f.StringVar(&c.Domain, "domain", c.Domain, "trust domain in device certificates, fixed by the first start")
 	f.StringVar(&c.PublicHost, "public-host", c.PublicHost, "name or address under which devices reach this server")
 	f.StringSliceVar(&c.Names, "name", c.Names, "more DNS names or IP addresses for the server certificate")
+	f.StringVar(&c.Signer, "signer", c.Signer, "skein-signer that holds the online signing keys, unix:///path; empty: they are in the data folder")
 	f.BoolVar(&c.Restored, "restored", c.Restored, "the data folder came back from a backup: raise the epoch of all generations, once")
 }
 

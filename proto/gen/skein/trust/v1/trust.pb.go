@@ -390,7 +390,10 @@ type Status struct {
 	Roles      []*Role  `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
 	Drafts     []*Draft `protobuf:"bytes,4,rep,name=drafts,proto3" json:"drafts,omitempty"`
 	// unix:///path of the process that holds the online keys; empty: the server does.
-	Signer        string `protobuf:"bytes,5,opt,name=signer,proto3" json:"signer,omitempty"`
+	Signer string `protobuf:"bytes,5,opt,name=signer,proto3" json:"signer,omitempty"`
+	// Public key (SPKI) that auto roles are to be delegated to; compare it with
+	// what skein-signer printed.
+	AutoKey       []byte `protobuf:"bytes,6,opt,name=auto_key,json=autoKey,proto3" json:"auto_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -458,6 +461,13 @@ func (x *Status) GetSigner() string {
 		return x.Signer
 	}
 	return ""
+}
+
+func (x *Status) GetAutoKey() []byte {
+	if x != nil {
+		return x.AutoKey
+	}
+	return nil
 }
 
 type File struct {
@@ -956,14 +966,15 @@ const file_skein_trust_v1_trust_proto_rawDesc = "" +
 	"\x06digest\x18\x04 \x01(\tR\x06digest\x12*\n" +
 	"\x05needs\x18\x05 \x03(\v2\x14.skein.trust.v1.NeedR\x05needs\x12\x18\n" +
 	"\aproblem\x18\x06 \x01(\tR\aproblem\x120\n" +
-	"\achanges\x18\a \x03(\v2\x16.skein.trust.v1.ChangeR\achanges\"\xb4\x01\n" +
+	"\achanges\x18\a \x03(\v2\x16.skein.trust.v1.ChangeR\achanges\"\xcf\x01\n" +
 	"\x06Status\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x1f\n" +
 	"\vroot_digest\x18\x02 \x01(\tR\n" +
 	"rootDigest\x12*\n" +
 	"\x05roles\x18\x03 \x03(\v2\x14.skein.trust.v1.RoleR\x05roles\x12-\n" +
 	"\x06drafts\x18\x04 \x03(\v2\x15.skein.trust.v1.DraftR\x06drafts\x12\x16\n" +
-	"\x06signer\x18\x05 \x01(\tR\x06signer\"4\n" +
+	"\x06signer\x18\x05 \x01(\tR\x06signer\x12\x19\n" +
+	"\bauto_key\x18\x06 \x01(\fR\aautoKey\"4\n" +
 	"\x04File\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\fR\acontent\"'\n" +
