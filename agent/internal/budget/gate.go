@@ -27,6 +27,9 @@ type Config struct {
 	// Free says that there are ways to bytes that no allowance counts, such as
 	// peers. It may be nil.
 	Free func() bool
+	// Local says that bytes come from a medium in the machine, so that no window
+	// for downloads holds them up either. It may be nil.
+	Local func() bool
 	// Waiting is told what an update waits for, nil when it goes on. It must
 	// not call the gate.
 	Waiting func(*Hold)
@@ -74,6 +77,9 @@ func Open(c Config) (*Gate, error) {
 	}
 	if c.Free == nil {
 		c.Free = func() bool { return false }
+	}
+	if c.Local == nil {
+		c.Local = func() bool { return false }
 	}
 	if c.Waiting == nil {
 		c.Waiting = func(*Hold) {}
@@ -222,7 +228,7 @@ func (g *Gate) tell(h *Hold) {
 // g.mu is held.
 func (g *Gate) downloadHold() (*Hold, time.Time) {
 	g.exhausted = nil
-	if g.plan.now {
+	if g.plan.now || g.cfg.Local() {
 		return nil, time.Time{}
 	}
 	now, doubtful := g.cfg.Clock()
