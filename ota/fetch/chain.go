@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -54,9 +55,6 @@ const (
 	maxRemember  = 256              // ways, absences
 	maxDelivered = 64               // blobs whose givers are known
 )
-
-// errPatience cancels an Open that takes too long while others are left.
-var errPatience = errors.New("no answer in time")
 
 // Chain is a Source made of several, tried in the order that list gives, which
 // is by cost. One that failed, stalled or gave wrong content is avoided for a
@@ -238,10 +236,25 @@ func (c *Chain) Open(ctx context.Context, d ota.Digest, offset, length int64) (i
 	}
 	if len(later) > 0 {
 		// What one lacks, another may have: that is worth another try.
-		return nil, errors.Join(later...)
+		return nil, allFailed(later)
 	}
-	return nil, errors.Join(never...)
+	return nil, allFailed(never)
 }
+
+// allFailed are the errors of all ways, in one line.
+type allFailed []error
+
+// Error implements error.
+func (a allFailed) Error() string {
+	texts := make([]string, len(a))
+	for i, err := range a {
+		texts[i] = err.Error()
+	}
+	return strings.Join(texts, "; ")
+}
+
+// Unwrap returns all of them.
+func (a allFailed) Unwrap() []error { return a }
 
 // judge notes that an Open or a transfer of n bytes by this way ended with err.
 func (c *Chain) judge(ctx context.Context, t candidate, d ota.Digest, n int64, err error) {
@@ -305,127 +318,3 @@ func (c *Chain) good(t candidate) {
 	}
 }
 
-// chainReader reads one range, by one way after the other.
-type chainReader struct {
-	c       *Chain
-	ctx     context.Context
-	blob    ota.Digest
-	at, end int64
-
-	by      candidate
-	cancel  context.CancelCauseFunc // of body
-	brought int64                   // by body
-	due     time.Time               // when a cheaper way may be tried, zero: there is none
-	judged  bool
-
-	mu     sync.Mutex // guards changes of what follows
-	body   io.ReadCloser
-	passed int64 // PassedOver of the bodies before
-}
-
-// open makes t the way for the rest of the range, or leaves all as it was.
-func (r *chainReader) open(t candidate, others bool) error {
-	ctx, cancel := context.WithCancelCause(r.ctx)
-	var timer *time.Timer
-	if others {
-		timer = time.AfterFunc(cmp.Or(t.Patience, patience), func() { cancel(errPatience) })
-	}
-	body, err := t.Source.Open(ctx, r.blob, r.at, r.end-r.at)
-	if timer != nil && !timer.Stop() && err == nil {
-		err = errors.Join(errPatience, body.Close())
-	}
-	if err != nil {
-		err = fmt.Errorf("%s: %w", t.Name, because(ctx, err))
-		cancel(nil)
-		r.c.judge(r.ctx, t, r.blob, 0, err)
-		return err
-	}
-	r.by, r.cancel, r.brought, r.judged = t, cancel, 0, false
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.passed += passedOver(r.body)
-	r.body = body
-	return nil
-}
-
-// dueAgain finds out when a way that is cheaper than this one may be tried again.
-func (r *chainReader) dueAgain() {
-	r.due = time.Time{}
-	for _, t := range r.c.candidates(r.blob) {
-		if t.rank < r.by.rank && t.avoided && (r.due.IsZero() || t.until.Before(r.due)) {
-			r.due = t.until
-		}
-	}
-}
-
-// Read implements io.Reader.
-func (r *chainReader) Read(p []byte) (int, error) {
-	if r.at < r.end && !r.due.IsZero() && !r.c.now().Before(r.due) {
-		r.improve()
-	}
-	n, err := r.body.Read(p)
-	if n > 0 {
-		r.at += int64(n)
-		r.brought += int64(n)
-		r.c.deliver(r.by, r.blob, n)
-	}
-	if r.judged {
-		return n, err
-	}
-	switch {
-	case r.at >= r.end:
-		r.judged = true
-		r.c.good(r.by)
-	case err != nil:
-		r.judged = true
-		why := err
-		if errors.Is(err, io.EOF) {
-			why = io.ErrUnexpectedEOF
-		} else {
-			err = fmt.Errorf("%s: %w", r.by.Name, err)
-		}
-		r.c.judge(r.ctx, r.by, r.blob, r.brought, why)
-	}
-	return n, err
-}
-
-// improve goes over to a cheaper way whose time is up, if it works.
-func (r *chainReader) improve() {
-	by, body, cancel := r.by, r.body, r.cancel
-	for _, t := range r.c.candidates(r.blob) {
-		if t.avoided || t.rank >= by.rank || r.ctx.Err() != nil {
-			break
-		}
-		if r.open(t, true) == nil {
-			_ = body.Close() // what it still had is not wanted
-			cancel(nil)
-			break
-		}
-	}
-	r.dueAgain()
-}
-
-// Close implements io.Closer.
-func (r *chainReader) Close() error {
-	err := r.body.Close()
-	r.cancel(nil)
-	return err
-}
-
-// PassedOver is what came over the network and was not asked for.
-func (r *chainReader) PassedOver() int64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.passed + passedOver(r.body)
-}
-
-// passer is a body of which some came over the network before what was asked for.
-type passer interface{ PassedOver() int64 }
-
-// passedOver is r's PassedOver, if it has one. Bodies that wrap others forward it.
-func passedOver(r io.Reader) int64 {
-	if p, ok := r.(passer); ok {
-		return p.PassedOver()
-	}
-	return 0
-}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,12 +25,16 @@ type fake struct {
 	stall  bool      // the body waits for ctx after breaks bytes
 	lie    bool
 	slow   time.Duration // between two pieces of 1 KiB
+
+	mu     sync.Mutex // guards what follows
 	opened []int64
 	gave   int64
 }
 
 func (f *fake) Open(ctx context.Context, _ ota.Digest, offset, length int64) (io.ReadCloser, error) {
+	f.mu.Lock()
 	f.opened = append(f.opened, offset)
+	f.mu.Unlock()
 	if f.hang {
 		<-ctx.Done()
 		return nil, ctx.Err()
@@ -72,7 +77,9 @@ func (b *fakeBody) Read(p []byte) (int, error) {
 		p[0] ^= 1
 	}
 	b.rest, b.n = b.rest[n:], b.n+n
+	b.f.mu.Lock()
 	b.f.gave += int64(n)
+	b.f.mu.Unlock()
 	return n, nil
 }
 
@@ -262,6 +269,30 @@ func TestChainCancelled(t *testing.T) {
 		}
 		if len(c.Avoided()) != 0 {
 			t.Errorf("avoided %v", c.Avoided())
+		}
+	})
+}
+
+// A cheap way that hangs when it is tried again holds the dear one up for not
+// a moment.
+func TestChainProbeNeverWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := content(600 << 10)
+		https := &fake{data: data, hang: true}
+		mqtt := &fake{data: data, slow: 100 * time.Millisecond} // 60 s for all
+		c := chainOf(Named{Name: "https", Source: https}, Named{Name: "mqtt", Source: mqtt})
+		start := time.Now()
+		if err := fetched(t, c, data); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(start); d > patience+61*time.Second {
+			t.Errorf("it took %s", d)
+		}
+		if n := len(https.opened); n < 3 || n > 5 {
+			t.Errorf("https was tried %d times", n)
+		}
+		if mqtt.gave != int64(len(data)) || len(mqtt.opened) != 1 {
+			t.Errorf("mqtt gave %d in %d answers", mqtt.gave, len(mqtt.opened))
 		}
 	})
 }
