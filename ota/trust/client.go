@@ -48,6 +48,7 @@ const (
 	maxTargets       = 5_000_000
 	maxDelegated     = 8 << 20 // all delegated roles that are held
 	maxPaths         = 8       // for which they are held
+	maxPath          = 1024    // bytes of one of them
 )
 
 // Client is a device's view of the image repository. Its state moves forward
@@ -241,7 +242,10 @@ func (c *Client) Refresh(ctx context.Context, src MetadataSource, now time.Time,
 		return errors.Join(err, c.remember(u.next))
 	}
 	wanted := slices.Concat(paths, slices.DeleteFunc(slices.Clone(c.set.Paths), func(p string) bool { return slices.Contains(paths, p) }))
-	refused := u.learn(wanted[:min(len(wanted), max(len(paths), maxPaths))], len(paths))
+	refused, lost := u.learn(wanted[:min(len(wanted), max(len(paths), maxPaths))], len(paths))
+	if lost != nil {
+		return errors.Join(lost, c.remember(u.next))
+	}
 	return errors.Join(refused, c.keep(u))
 }
 

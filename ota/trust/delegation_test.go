@@ -371,3 +371,73 @@ func TestCurrentDelegator(t *testing.T) {
 		}
 	}
 }
+
+// TestLostOnTheWay: where the network ends at a delegated role, asked for or
+// kept up to date, the refresh fails as a whole and what was known stays known.
+func TestLostOnTheWay(t *testing.T) {
+	down := errors.New("no route")
+	for name, paths := range map[string][]string{"asked for": {autoPath}, "kept up to date": nil, "beside another": {"releases/meter/1"}} {
+		t.Run(name, func(t *testing.T) {
+			tr := autoTree(t)
+			tr.publish(autoSigners)
+			c, mem := tr.client()
+			if err := c.Refresh(t.Context(), tr.source, start, autoPath); err != nil {
+				t.Fatal(err)
+			}
+			tr.list("auto/meter", "releases/meter/auto-2", TargetCustom{Counter: 8})
+			tr.publish(autoSigners)
+			err := c.Refresh(t.Context(), func(ctx context.Context, name string) ([]byte, error) {
+				if name == "2.auto%2Fmeter.json" {
+					return nil, down
+				}
+				return tr.source(ctx, name)
+			}, start, paths...)
+			if !errors.Is(err, down) || AttackClass(err) != "" {
+				t.Errorf("%v", err)
+			}
+			again, err := NewClient(mem, tr.files["1.root.json"])
+			if err != nil {
+				t.Fatal(err)
+			}
+			for name, c := range map[string]*Client{"same process": c, "restarted": again} {
+				if _, err := c.Target(autoPath); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+				if err := c.Refresh(t.Context(), tr.source, start, paths...); err != nil {
+					t.Fatalf("%s: %v", name, err)
+				}
+				if _, err := c.Target("releases/meter/auto-2"); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+		})
+	}
+}
+
+// TestOddPaths: what can be no target is not believed, whoever lists it, and
+// what is too long is not even looked for.
+func TestOddPaths(t *testing.T) {
+	tr := autoTree(t)
+	tr.delegate("targets", "any", "any", false, "*", "*/*", "*/*/*")
+	long := strings.Repeat("x", maxPath+1)
+	odd := []string{"", "..", "../x", "/abs", "a b", long, "releases/\x00/1"}
+	for _, p := range odd {
+		tr.list("any", p, TargetCustom{})
+	}
+	tr.publish(autoSigners)
+	c, _ := tr.client()
+	if err := c.Refresh(t.Context(), tr.source, start, "", long); err != nil {
+		t.Fatal(err)
+	}
+	if got := tr.visited(); len(got) != 0 || len(c.set.Paths) != 0 {
+		t.Errorf("asked for %v, remembers %v", got, c.set.Paths)
+	}
+	if err := c.Refresh(t.Context(), tr.source, start, odd...); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range odd {
+		if info, err := c.Target(p); err == nil {
+			t.Errorf("%q: %+v", p, info)
+		}
+	}
+}

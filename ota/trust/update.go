@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
@@ -188,16 +189,15 @@ func (u *update) targets() error {
 	return nil
 }
 
-// learn walks to each path and gathers the delegated roles on the way. The
-// first must of them are asked for: what keeps the device from knowing about
-// one of those is an error. The others are kept up to date where that works.
-func (u *update) learn(paths []string, must int) (first error) {
+// learn walks to each path and gathers the delegated roles on the way. What
+// keeps the device from knowing about one of the first must is refused; the
+// others are kept up to date where that works. lost is of the way to the
+// repository, which fails the refresh as it does between any two files.
+func (u *update) learn(paths []string, must int) (refused, lost error) {
 	u.next.Roles = map[string][]byte{}
-	lost := false
 	for i, p := range paths {
-		if i >= must && lost {
-			u.next.Paths = append(u.next.Paths, p)
-			continue
+		if p == "" || len(p) > maxPath {
+			continue // nothing usable can be listed under it
 		}
 		_, visited, err := walk(p, u.role)
 		if err != nil || len(visited) > 1 {
@@ -206,12 +206,15 @@ func (u *update) learn(paths []string, must int) (first error) {
 		if err == nil || errors.Is(err, errNotSigned) {
 			continue
 		}
-		lost = lost || AttackClass(err) == "" // the network
-		if i < must && first == nil {
-			first = fmt.Errorf("look for %s: %w", p, err)
+		err = fmt.Errorf("look for %s: %w", p, err)
+		if AttackClass(err) == "" && !errors.Is(err, fs.ErrNotExist) {
+			return refused, err
+		}
+		if i < must && refused == nil {
+			refused = err
 		}
 	}
-	return first
+	return refused, nil
 }
 
 // role is the loader of a refresh: from what is held or else from src, checked
