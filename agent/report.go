@@ -120,6 +120,7 @@ func (a *Agent) reported() *wire.Reported {
 		Sources: sourceBytes(s.Sources),
 	}
 	r.Policy = a.budget.State()
+	r.Boot, r.Agent = a.reportedBoot(), a.reportedAgent()
 	if c := s.Current; c != nil {
 		r.Running, r.RunningCounter, r.ParamsDigest = c.Release.Sum(), c.Counter, c.ParamsDigest
 	}

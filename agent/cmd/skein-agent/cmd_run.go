@@ -33,7 +33,8 @@ type runOptions struct {
 	heartbeat, sample, blocks time.Duration
 	soakEvery, loadTimeout    time.Duration
 	spoolMiB                  int64
-	root, zone                string
+	root, zone, nvbootctrl    string
+	reboot                    []string
 	tegrastats                []string
 	verbose, check            bool
 	claim                     enrollOptions
@@ -63,6 +64,8 @@ func runCommand(s streams) *cobra.Command {
 	f.StringVar(&o.zone, "timezone", "", "where the device stands, for maintenance windows and budgets, as Europe/Paris (default: as the system says)")
 	f.StringVar(&o.root, "root", "/", "root of the file system that is probed")
 	f.StringArrayVar(&o.tegrastats, "tegrastats", nil, "command that prints tegrastats lines, one word each time")
+	f.StringVar(&o.nvbootctrl, "nvbootctrl", "nvbootctrl", "command that knows the boot chain, where there is one")
+	f.StringArrayVar(&o.reboot, "reboot-command", nil, "command that restarts the machine, one word each time; systemctl reboot when not given")
 	f.BoolVar(&o.verbose, "verbose", false, "log debug lines too")
 	f.BoolVar(&o.check, "check", false, "check configuration, identity and state, print what this device is, and exit")
 	f.StringVar(&o.claim.server, "server", "", "enrol here first if this device is not enrolled")
@@ -136,9 +139,18 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 		sp, closeSpool = newSpool(o, log)
 		defer func() { err = errors.Join(err, closeSpool()) }()
 	}
+	agents, err := selfUpdate(files)
+	if err != nil {
+		return err
+	}
+	chain, err := bootloader(o.root, o.nvbootctrl, o.reboot)
+	if err != nil {
+		return err
+	}
 	a, err := agent.New(agent.Options{
 		Host: machine, Runtime: rt, Files: files, Spool: sp, Logger: log, Version: version, Floor: buildTime(), Zone: zone,
 		MQTTOver: agent.Transport(o.mqttOver), Heartbeat: o.heartbeat, TelemetryEvery: o.sample, BlockEvery: o.blocks, LoadTimeout: o.loadTimeout,
+		Agents: agents, Boot: chain,
 		LocalSocket: o.socket, LogTail: tail.Lines,
 	})
 	if err != nil {
@@ -161,8 +173,10 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 }
 
 // lockState makes sure that one agent at a time works in a state folder.
-func lockState(dir string) (unlock func(), err error) {
-	name := filepath.Join(dir, "lock")
+func lockState(dir string) (unlock func(), err error) { return lockFile(dir, "lock") }
+
+func lockFile(dir, base string) (unlock func(), err error) {
+	name := filepath.Join(dir, base)
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
 	if errors.Is(err, syscall.EROFS) { // what is committed is served from a read-only disk too
 		f, err = os.Open(name)

@@ -41,6 +41,8 @@ const (
 	DownloadWaits       = "download-waits"       // the bytes of a release cannot be had at the moment
 	WaitingForWindow    = "waiting-for-window"   // an update waits for a window of the policy
 	BudgetUsed          = "budget-used"          // a download waits: an allowance of bytes is used up
+	BootChain           = "boot-chain"           // the boot chain could not take an update of the operating system
+	AgentFellBack       = "agent-fell-back"      // another binary of the agent runs than the active one
 	WorkloadDown        = "workload-down"        // the committed workload does not serve
 	Overheating         = "overheating"          // a zone is close to its limit
 	Throttled           = "throttled"            // the hardware holds clocks down

@@ -39,7 +39,7 @@ func (x *Executor) newBringer(ctx context.Context, release ota.Digest) *bringer 
 			x.Logger.Info("an installed release cannot serve as a base", "release", i.Release.Short(), "error", err)
 			continue
 		}
-		for _, l := range c.layers {
+		for _, l := range c.bring() {
 			if size, err := x.Blobs.Size(l.Digest); err != nil || size != l.Size || b.layers[l.Digest].Digest != "" {
 				continue
 			}

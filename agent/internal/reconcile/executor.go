@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/skein-fleet/skein/agent/internal/boot"
+	"github.com/skein-fleet/skein/agent/internal/selfupdate"
 	"github.com/skein-fleet/skein/agent/internal/state"
 	"github.com/skein-fleet/skein/agent/runtime"
 	"github.com/skein-fleet/skein/ota"
@@ -83,8 +85,9 @@ type Config struct {
 	// Params opens the secrets of rendered parameters.
 	Params func([]wire.Param) (map[string]string, error)
 	// Agrees asks whether the image repository lists this release as the
-	// director named it. It uses what is on the device only.
-	Agrees func(*state.Install) error
+	// director named it, and whether what it lists may be made of this: its
+	// index, and the manifests that count here. It uses what is on the device only.
+	Agrees func(i *state.Install, ix *manifest.Index, ms []*manifest.Manifest) error
 	// Free returns the free bytes of the state folder's file system.
 	Free func() (int64, error)
 	// Reserve is how many of them stay free for state, journal and spool, also
@@ -102,6 +105,17 @@ type Config struct {
 	Observe func(slot.Entry)
 	// Proven is told whether the golden set was answered rightly.
 	Proven func(i *state.Install, ok bool)
+	// Point is called with a name before each durable write of an update (Points
+	// lists them); tests end the process there.
+	Point func(name string)
+	// Agents are the slots of the agent's own binary, nil where nothing starts
+	// another one; Restart ends this process so that it is.
+	Agents  Agents
+	Restart func(cause error)
+	// Boot is the machine's boot chain, nil without one; BootID tells one start
+	// of the machine from another.
+	Boot   boot.Bootloader
+	BootID func() uint64
 	// Refused is told of what looks like an attack, by its class.
 	Refused func(class string, release ota.Digest, message string)
 	// Waiting is told why a download waits for the network, nil once it goes on.
@@ -133,6 +147,15 @@ func NewExecutor(c Config) *Executor {
 	}
 	if c.BytesBy == nil {
 		c.BytesBy = func() map[string]int64 { return nil }
+	}
+	if c.Point == nil {
+		c.Point = func(string) {}
+	}
+	if c.Restart == nil {
+		c.Restart = func(error) {}
+	}
+	if c.BootID == nil {
+		c.BootID = func() uint64 { return 0 }
 	}
 	if c.Observe == nil {
 		c.Observe = func(slot.Entry) {}
@@ -225,7 +248,11 @@ func (x *Executor) NoteStart() error {
 	switch x.lastStep() {
 	case ota.StepLoad, ota.StepProve, ota.StepSwitch, ota.StepSoak:
 	default:
-		return nil
+		// A system that ends before it gets so far counts too; its first start
+		// was meant.
+		if u.OS == nil || !u.OS.Switched {
+			return nil
+		}
 	}
 	return x.State.Change(func(s *state.State) {
 		next := *s.Update
@@ -258,6 +285,7 @@ func (x *Executor) lastStep() ota.Step {
 
 // begin makes the update durable before anything of it is done.
 func (x *Executor) begin(i *state.Install) error {
+	x.Point("begin:before-state")
 	err := x.State.Change(func(s *state.State) {
 		s.Updates++
 		s.BytesFetched, s.Sources = 0, nil
@@ -294,6 +322,8 @@ type attempt struct {
 	install state.Install // filled by verify
 	golden  *manifest.Golden
 	params  map[string]string
+
+	manifest manifest.Descriptor // found by verify
 }
 
 type doFunc func(context.Context, *attempt) (note string, err error)
@@ -332,6 +362,9 @@ func (x *Executor) run(stop context.Context) error {
 	x.setRunning(cancel, u.Install.WorkloadID())
 	defer x.setRunning(nil, "")
 	a := &attempt{update: u, install: u.Install}
+	if err := x.noteArrival(ctx, a); err != nil {
+		return err
+	}
 	for _, s := range x.steps() {
 		err := x.awaitApply(ctx, s.step, a)
 		if err == nil {
@@ -370,10 +403,12 @@ func (x *Executor) setRunning(cancel context.CancelCauseFunc, id string) {
 // process) leaves "started" as the last line.
 func (x *Executor) step(ctx context.Context, s stepFuncs, a *attempt) error {
 	if !x.underWay(a.update.ID, s.step) { // else each restart would make the journal longer
+		x.Point(string(s.step) + ":before-started")
 		if err := x.journal(a.update, s.step, wire.StepStarted, ""); err != nil {
 			return err
 		}
 	}
+	x.Point(string(s.step) + ":started")
 	x.Hook(s.step, wire.StepStarted)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -387,6 +422,7 @@ func (x *Executor) step(ctx context.Context, s stepFuncs, a *attempt) error {
 		return err
 	}
 	x.Hook(s.step, wire.StepDone)
+	x.Point(string(s.step) + ":before-done")
 	return x.journal(a.update, s.step, wire.StepDone, note)
 }
 
@@ -416,7 +452,7 @@ func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", ";
 
 // classOf grades the cause of a failure.
 func classOf(err error) ota.FailureClass {
-	for _, final := range []error{ErrRejected, runtime.ErrIncompatible, manifest.ErrNoTarget, manifest.ErrMalformed, manifest.ErrParam} {
+	for _, final := range []error{ErrRejected, runtime.ErrIncompatible, manifest.ErrNoTarget, manifest.ErrMalformed, manifest.ErrParam, selfupdate.ErrWrongBinary} {
 		if errors.Is(err, final) {
 			return ota.Rejected
 		}
@@ -449,6 +485,7 @@ func (x *Executor) fail(ctx context.Context, class ota.FailureClass, step ota.St
 			u = &state.Update{ID: u.ID, Install: u.Install, Class: class, Step: step, Cause: cause}
 		}
 	}
+	x.Point("undo:before-state")
 	err := x.State.Change(func(s *state.State) {
 		s.Update = nil
 		s.Failure = &state.Failure{Generation: u.Install.Generation, Release: u.Install.Release, Class: u.Class, Step: u.Step, Cause: u.Cause, Time: x.Now()}
@@ -464,6 +501,7 @@ func (x *Executor) fail(ctx context.Context, class ota.FailureClass, step ota.St
 // noteCause makes the first cause durable; it reports whether the disk is too
 // full even for that.
 func (x *Executor) noteCause(class ota.FailureClass, step ota.Step, cause string) (full bool) {
+	x.Point("undo:before-cause")
 	err := x.State.Change(func(s *state.State) {
 		if s.Update == nil || s.Update.Undoing {
 			return
@@ -526,6 +564,7 @@ func (x *Executor) undo(ctx context.Context, u *state.Update) error {
 		if err := s.undo(ctx, u); err != nil {
 			return fmt.Errorf("undo %s: %w", s.step, err)
 		}
+		x.Point(string(s.step) + ":before-undone")
 		if err := x.journal(u, s.step, wire.StepUndone, ""); err != nil {
 			if !errors.Is(err, slot.ErrDiskFull) {
 				return err

@@ -132,8 +132,8 @@ func planUpdate(desired *Desired, u *state.Update) Decision {
 			reason = fmt.Sprintf("generation %s replaced %s", desired.Generation, u.Install.Generation)
 		}
 		return Decision{Kind: UndoIt, Class: ota.Superseded, Reason: reason}
-	case u.Attempts >= maxAttempts:
-		return Decision{Kind: UndoIt, Class: ota.Failed, Reason: fmt.Sprintf("the agent ended %d times while the new workload was being loaded or watched", u.Attempts)}
+	case u.Attempts-u.Planned >= maxAttempts:
+		return Decision{Kind: UndoIt, Class: ota.Failed, Reason: fmt.Sprintf("the agent ended %d times while the new workload was being loaded or watched", u.Attempts-u.Planned)}
 	}
 	return Decision{Kind: Resume}
 }

@@ -30,6 +30,9 @@ func (x *Executor) restore(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("restore %s %s: parameters: %w", cur.Name, cur.Version, err)
 	}
+	if err := x.fits(cur); err != nil {
+		return fmt.Errorf("restore %s %s: %w", cur.Name, cur.Version, err)
+	}
 	err = x.bringUp(ctx, cur, params)
 	if err == nil || ctx.Err() != nil {
 		return err
@@ -47,6 +50,22 @@ func (x *Executor) restore(ctx context.Context) error {
 	}
 	if err := x.bringUp(ctx, cur, params); err != nil {
 		return fmt.Errorf("restore %s %s: %w", cur.Name, cur.Version, err)
+	}
+	return nil
+}
+
+// fits says whether what is installed can load on this device as it is now: on
+// a new operating system the engines of the old one cannot.
+func (x *Executor) fits(i *state.Install) error {
+	if i.Target == "" {
+		return nil
+	}
+	t, err := ota.ParseTarget(i.Target)
+	if err != nil {
+		return nil // it was good enough to be installed
+	}
+	if reason, ok := t.Loads(x.Target()); !ok {
+		return fmt.Errorf("%w: %s", runtime.ErrIncompatible, reason)
 	}
 	return nil
 }

@@ -34,8 +34,26 @@ type contents struct {
 	weights manifest.Descriptor
 	format  string
 	golden  manifest.Descriptor
-	layers  []manifest.Descriptor // all of them
-	blobs   []ota.Digest
+	layers  []manifest.Descriptor // of the model server, and what goes with it
+	blobs   []ota.Digest          // all that is fetched
+
+	index     *manifest.Index
+	manifests []*manifest.Manifest // of this device, now and under the release's operating system
+	manifest  manifest.Descriptor
+	agent     *manifest.Descriptor // binary of the agent, if the release brings one
+	os        *manifest.Descriptor // OS image, if it brings one that does not run yet
+	after     ota.Target           // of the device, once it does
+}
+
+// bring lists what is fetched beyond index and manifest.
+func (c *contents) bring() []manifest.Descriptor {
+	out := slices.Clone(c.layers)
+	for _, l := range []*manifest.Descriptor{c.agent, c.os} {
+		if l != nil {
+			out = append(out, *l)
+		}
+	}
+	return out
 }
 
 // read parses index and manifest from the local store.
@@ -44,18 +62,32 @@ func (x *Executor) read(ctx context.Context, i *state.Install) (*contents, error
 	if err != nil {
 		return nil, err
 	}
-	c := &contents{}
+	c := &contents{index: ix, blobs: []ota.Digest{i.Release, desc.Digest}}
 	if c.release, err = ix.Release(); err != nil {
 		return nil, err
 	}
-	raw, err := x.Blobs.ReadAll(ctx, desc.Digest, manifest.MaxManifest)
-	if err != nil {
-		return nil, fmt.Errorf("read manifest: %w", err)
-	}
-	m, err := manifest.ParseManifest(raw)
+	m, err := x.manifest(ctx, desc)
 	if err != nil {
 		return nil, err
 	}
+	c.manifests = append(c.manifests, m)
+	osImage, after, brings, err := m.OSImage()
+	if err != nil {
+		return nil, err
+	}
+	if brings && i.Manifest == "" && x.osWanted(osImage, after) {
+		// What serves under the new system is made for the new system.
+		c.os, c.after = &osImage, after
+		if desc, err = ix.Select(after); err != nil {
+			return nil, fmt.Errorf("after the new operating system: %w", err)
+		}
+		if m, err = x.manifest(ctx, desc); err != nil {
+			return nil, err
+		}
+		c.manifests = append(c.manifests, m)
+		c.blobs = append(c.blobs, desc.Digest)
+	}
+	c.manifest = desc
 	if of, is := m.Annotations[manifest.AnnTarget], desc.Annotations[manifest.AnnTarget]; of != is {
 		return nil, fmt.Errorf("%w: the index lists for %q a manifest that is made for %q", manifest.ErrNoTarget, is, of)
 	}
@@ -67,9 +99,19 @@ func (x *Executor) read(ctx context.Context, i *state.Install) (*contents, error
 		return nil, fmt.Errorf("%w: it has no golden set, so it cannot be proven on a device", ErrRejected)
 	}
 	c.golden = g
-	c.layers = m.Layers
-	c.blobs = []ota.Digest{i.Release, desc.Digest}
+	agent, brings, err := m.Agent()
+	if err != nil {
+		return nil, err
+	}
+	if brings {
+		c.agent = &agent
+	}
 	for _, l := range m.Layers {
+		if !l.Machine() {
+			c.layers = append(c.layers, l)
+		}
+	}
+	for _, l := range c.bring() {
 		c.blobs = append(c.blobs, l.Digest)
 		// Its chunk index is kept, when it is here, for the next update.
 		if s, err := l.Savings(); err == nil && s.Chunks != nil && x.Blobs.Has(s.Chunks.Digest) {
@@ -79,6 +121,16 @@ func (x *Executor) read(ctx context.Context, i *state.Install) (*contents, error
 	return c, nil
 }
 
+func (x *Executor) manifest(ctx context.Context, d manifest.Descriptor) (*manifest.Manifest, error) {
+	raw, err := x.Blobs.ReadAll(ctx, d.Digest, manifest.MaxManifest)
+	if err != nil {
+		return nil, fmt.Errorf("read manifest: %w", err)
+	}
+	return manifest.ParseManifest(raw)
+}
+
+// selectManifest finds the manifest of this device in an index: for what is
+// installed the one that it was installed from, whatever the device is now.
 func (x *Executor) selectManifest(ctx context.Context, i *state.Install) (*manifest.Index, manifest.Descriptor, error) {
 	raw, err := x.Blobs.ReadAll(ctx, i.Release, manifest.MaxIndex)
 	if err != nil {
@@ -87,6 +139,11 @@ func (x *Executor) selectManifest(ctx context.Context, i *state.Install) (*manif
 	ix, err := manifest.ParseIndex(raw)
 	if err != nil {
 		return nil, manifest.Descriptor{}, err
+	}
+	for _, d := range ix.Manifests {
+		if i.Manifest != "" && d.Digest == i.Manifest {
+			return ix, d, nil
+		}
 	}
 	desc, err := ix.Select(x.Target())
 	return ix, desc, err
@@ -105,8 +162,18 @@ func (x *Executor) doFetch(ctx context.Context, a *attempt) (string, error) {
 	if err := x.fetch(ctx, desc); err != nil {
 		return "", err
 	}
+	if err := x.fetchNext(ctx, &a.install, desc); err != nil {
+		return "", err
+	}
 	c, err := x.read(ctx, &a.install)
 	if err != nil {
+		return "", err
+	}
+	// Before the first byte of what may not be here.
+	if err := x.Agrees(&a.install, c.index, c.manifests); err != nil {
+		return "", err
+	}
+	if err := x.checkBoot(ctx, c); err != nil {
 		return "", err
 	}
 	err = x.room(c)
@@ -121,7 +188,8 @@ func (x *Executor) doFetch(ctx context.Context, a *attempt) (string, error) {
 	}
 	b := x.newBringer(ctx, a.install.Release)
 	b.predicted = x.Fetch.BytesFetched() - before // index and manifest
-	for _, l := range c.layers {
+	for _, l := range c.bring() {
+		x.Point("fetch:before-blob")
 		if err := b.layer(ctx, l); err != nil {
 			return "", err
 		}
@@ -137,8 +205,10 @@ func (x *Executor) room(c *contents) error {
 		return nil // unknown: the writes will tell
 	}
 	var need int64
-	for _, l := range c.layers {
-		need += l.Size
+	for _, l := range c.bring() {
+		if l.MediaType != manifest.MediaOSImage { // which goes to a partition of its own
+			need += l.Size
+		}
 		if !x.Blobs.Has(l.Digest) {
 			have, err := x.Blobs.Partial(l.Digest)
 			if err != nil {
@@ -151,6 +221,32 @@ func (x *Executor) room(c *contents) error {
 		return fmt.Errorf("%w: the release needs %d bytes and %d stay in reserve, %d are free", slot.ErrDiskFull, need, reserve, free)
 	}
 	return nil
+}
+
+// fetchNext brings the manifest that counts once the release's operating system
+// runs.
+func (x *Executor) fetchNext(ctx context.Context, i *state.Install, here manifest.Descriptor) error {
+	m, err := x.manifest(ctx, here)
+	if err != nil {
+		return err
+	}
+	osImage, after, brings, err := m.OSImage()
+	if err != nil || !brings || i.Manifest != "" || !x.osWanted(osImage, after) {
+		return err
+	}
+	raw, err := x.Blobs.ReadAll(ctx, i.Release, manifest.MaxIndex)
+	if err != nil {
+		return fmt.Errorf("read index: %w", err)
+	}
+	ix, err := manifest.ParseIndex(raw)
+	if err != nil {
+		return err
+	}
+	next, err := ix.Select(after)
+	if err != nil {
+		return fmt.Errorf("after the new operating system: %w", err)
+	}
+	return x.fetch(ctx, next)
 }
 
 // fetch brings one blob and goes on trying while the network is what fails.
@@ -209,11 +305,11 @@ func (x *Executor) undoFetch(_ context.Context, u *state.Update) error {
 
 func (x *Executor) doVerify(ctx context.Context, a *attempt) (string, error) {
 	i := &a.install
-	if err := x.Agrees(i); err != nil {
-		return "", err
-	}
 	c, err := x.read(ctx, i)
 	if err != nil {
+		return "", err
+	}
+	if err := x.Agrees(i, c.index, c.manifests); err != nil {
 		return "", err
 	}
 	if c.release.Counter != i.Counter {
@@ -242,6 +338,10 @@ func (x *Executor) doVerify(ctx context.Context, a *attempt) (string, error) {
 	i.ModelVersion = fmt.Sprint(c.release.ModelVersion)
 	i.ModelFile, i.Format = c.weights.Title(), c.format
 	i.Golden, i.Soak, i.Blobs = c.golden.Digest, c.release.Soak, c.blobs
+	a.manifest = c.manifest
+	if c.os != nil { // in its slot it needs no second place
+		i.Blobs = slices.DeleteFunc(slices.Clone(c.blobs), func(d ota.Digest) bool { return d == c.os.Digest })
+	}
 	if i.Model == "" {
 		i.Model = i.Name
 	}
@@ -258,7 +358,15 @@ func (x *Executor) doStage(ctx context.Context, a *attempt) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return "", x.stage(ctx, &a.install, c)
+	if err := x.stage(ctx, &a.install, c); err != nil {
+		return "", err
+	}
+	first, err := x.stageOS(ctx, a, c)
+	if err != nil {
+		return "", err
+	}
+	second, err := x.stageAgent(ctx, a, c)
+	return strings.Trim(first+", "+second, ", "), err
 }
 
 // stage lays the named files of a release out. The folder counts only with its
@@ -268,6 +376,7 @@ func (x *Executor) stage(ctx context.Context, i *state.Install, c *contents) err
 	if x.stagedWhole(ctx, dir, want) {
 		return nil
 	}
+	x.Point("stage:before-files")
 	if err := x.Files.Remove(dir); err != nil {
 		return fmt.Errorf("clear %s: %w", dir, err)
 	}
@@ -284,6 +393,7 @@ func (x *Executor) stage(ctx context.Context, i *state.Install, c *contents) err
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", completeTag, err)
 	}
+	x.Point("stage:before-complete")
 	if err := x.Files.WriteFile(dir+"/"+completeTag, tag); err != nil {
 		return fmt.Errorf("complete %s: %w", dir, err)
 	}
@@ -332,7 +442,13 @@ func (x *Executor) copyBlob(ctx context.Context, d ota.Digest, name string) (err
 	return out.Sync()
 }
 
-func (x *Executor) undoStage(_ context.Context, u *state.Update) error {
+func (x *Executor) undoStage(ctx context.Context, u *state.Update) error {
+	if err := x.undoAgent(ctx, u); err != nil {
+		return err
+	}
+	if err := x.undoOS(ctx, u); err != nil {
+		return err
+	}
 	s := x.State.Get()
 	for _, keep := range []*state.Install{s.Current, s.Previous} {
 		if keep.WorkloadID() == u.Install.WorkloadID() {
@@ -529,22 +645,33 @@ func (x *Executor) serving(ctx context.Context, id string) error {
 func (x *Executor) doCommit(ctx context.Context, a *attempt) (string, error) {
 	old := x.State.Get().Current
 	next := a.install
+	next.Manifest, next.Target = a.manifest.Digest, a.manifest.Annotations[manifest.AnnTarget]
+	u := x.State.Get().Update
+	if err := x.commitOS(ctx, u); err != nil {
+		return "", err
+	}
+	x.Point("commit:before-state")
 	err := x.State.Change(func(s *state.State) {
 		if s.Current.WorkloadID() != next.WorkloadID() {
 			s.Previous = s.Current
 		}
 		s.Current, s.Update, s.Failure = &next, nil, nil
 		s.Committed(next.TUFTarget, next.Counter)
+		if u.OS != nil {
+			s.OS = u.OS.Image
+		}
 		x.countBytes(s)
 	})
 	if err != nil {
 		return "", err
 	}
+	x.keepAgent(u)
 	if old != nil && old.WorkloadID() != next.WorkloadID() {
 		if err := x.Runtime.Unload(ctx, old.WorkloadID()); err != nil {
 			return "", fmt.Errorf("unload the old workload: %w", err)
 		}
 	}
+	x.Point("commit:before-collect")
 	if err := x.collect(); err != nil {
 		x.Logger.Warn("collect what the update left", "error", err)
 	}

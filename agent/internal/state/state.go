@@ -48,7 +48,9 @@ type Install struct {
 	Format       string        `json:"format,omitzero"`
 	Golden       ota.Digest    `json:"golden,omitzero"`
 	Soak         time.Duration `json:"soak,omitzero"`
-	Blobs        []ota.Digest  `json:"blobs,omitzero"` // all that the release needs here
+	Manifest     ota.Digest    `json:"manifest,omitzero"` // of this device's target as it was then
+	Target       string        `json:"target,omitzero"`   // that the manifest is for
+	Blobs        []ota.Digest  `json:"blobs,omitzero"`    // all that the release needs here
 }
 
 // WorkloadID names the workload of an install on this device: a change of the
@@ -82,13 +84,33 @@ func (i *Install) Workload(f slot.Files, params map[string]string) runtime.Workl
 type Update struct {
 	ID      string  `json:"id"`
 	Install Install `json:"install"`
-	// Attempts counts process starts that found the update past its load.
+	// Attempts counts process starts that found the update past its load, or on
+	// a new operating system; Planned those ends of the agent that were meant.
 	Attempts int `json:"attempts,omitzero"`
+	Planned  int `json:"planned,omitzero"`
+	// OS is how far an update of the operating system is.
+	OS *OS `json:"os,omitzero"`
 	// Undoing is set, with the cause, before anything is undone.
 	Undoing bool             `json:"undoing,omitzero"`
 	Class   ota.FailureClass `json:"class,omitzero"`
 	Cause   string           `json:"cause,omitzero"`
 	Step    ota.Step         `json:"step,omitzero"` // where it failed
+}
+
+// OS is an operating system on its way. Replaced as a whole, never changed.
+type OS struct {
+	Image  ota.Digest `json:"image"`
+	Target string     `json:"target"` // that the device has with it
+	Slot   int        `json:"slot"`   // where it goes
+	From   int        `json:"from"`   // what ran before
+	// Written: the slot holds the image. Switched: it boots next, since the boot
+	// of id Boot. Arrived: it was seen to run.
+	Written  bool   `json:"written,omitzero"`
+	Switched bool   `json:"switched,omitzero"`
+	Boot     uint64 `json:"boot,omitzero"`
+	Arrived  bool   `json:"arrived,omitzero"`
+	// Returns counts the tries to get back.
+	Returns int `json:"returns,omitzero"`
 }
 
 // Failure is the original cause of the last update that did not succeed. It
@@ -116,6 +138,8 @@ type State struct {
 	Previous *Install `json:"previous,omitzero"`
 	Update   *Update  `json:"update,omitzero"`
 	Failure  *Failure `json:"failure,omitzero"`
+	// OS is the image of the operating system that a release brought last.
+	OS ota.Digest `json:"os,omitzero"`
 
 	// BytesFetched is what the last update took from the network.
 	BytesFetched int64 `json:"bytes_fetched,omitzero"`

@@ -196,6 +196,7 @@ func deviceDetails(w io.Writer, d *fleetv1.Device, readings []*fleetv1.Reading) 
 	if d.GetRollout() != "" {
 		row(w, "rollout", d.GetRollout())
 	}
+	machineRows(w, d)
 	transferRows(w, d.GetTransfer())
 	if n := d.GetBytesFetched(); n > 0 {
 		row(w, "fetched", fmt.Sprintf("%s for the last update%s", size(n), bySource(d.GetSources())))

@@ -49,10 +49,37 @@ func tidyReport(r *wire.Reported) {
 	for i := range r.Sources {
 		r.Sources[i].Name = cut(r.Sources[i].Name, maxWord)
 	}
+	tidyBoot(r.Boot)
+	if a := r.Agent; a != nil {
+		a.Version, a.Active, a.Previous, a.Trial, a.Failure = cut(a.Version, maxWord), cut(a.Active, maxWord), cut(a.Previous, maxWord), cut(a.Trial, maxWord), cut(a.Failure, maxNote)
+	}
 	r.Journal = r.Journal[max(0, len(r.Journal)-maxJournal):]
 	for i := range r.Journal {
 		j := &r.Journal[i]
 		j.Step, j.Message = cut(j.Step, maxWord), cut(j.Message, maxNote)
+	}
+}
+
+const maxBootEntries = 16
+
+func tidyBoot(b *wire.BootChain) {
+	if b == nil {
+		return
+	}
+	b.Driver, b.Version, b.Redundancy, b.Capsule = cut(b.Driver, maxWord), cut(b.Version, maxWord), cut(b.Redundancy, maxWord), cut(b.Capsule, maxWord)
+	b.Firmware, b.Rootfs = b.Firmware[:min(len(b.Firmware), maxBootEntries)], b.Rootfs[:min(len(b.Rootfs), maxBootEntries)]
+	for _, slots := range [][]wire.BootSlot{b.Firmware, b.Rootfs} {
+		for i := range slots {
+			slots[i].Status = cut(slots[i].Status, maxWord)
+		}
+	}
+	b.ESRT, b.Traps = b.ESRT[:min(len(b.ESRT), maxBootEntries)], b.Traps[:min(len(b.Traps), maxBootEntries)]
+	for i := range b.ESRT {
+		b.ESRT[i].Class = cut(b.ESRT[i].Class, maxWord)
+	}
+	for i := range b.Traps {
+		t := &b.Traps[i]
+		t.Name, t.Problem, t.Repair = cut(t.Name, maxWord), cut(t.Problem, maxNote), cut(t.Repair, maxNote)
 	}
 }
 

@@ -72,6 +72,9 @@ type View struct {
 	ParamsDigest   []byte
 	BytesFetched   int64
 	Sources        []wire.SourceBytes // the same by way
+	// BootChain and AgentSlots are nil where the device tells nothing of them.
+	BootChain  *wire.BootChain
+	AgentSlots *wire.AgentSlots
 	// Transfer is what its policy makes of its update, nil under none.
 	Transfer *wire.PolicyState
 }
@@ -112,6 +115,7 @@ func (tw *twin) view() View {
 		v.Phase, v.Step, v.FailureClass, v.Failure = r.Phase, r.Step, r.FailureClass, r.Failure
 		v.FailedRelease, v.Conditions, v.Journal = digestOf(r.FailedRelease), r.Conditions, r.Journal
 		v.ParamsDigest, v.BytesFetched, v.Sources, v.Transfer = r.ParamsDigest, r.BytesFetched, r.Sources, r.Policy
+		v.BootChain, v.AgentSlots = r.Boot, r.Agent
 	}
 	return v
 }

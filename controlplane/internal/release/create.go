@@ -25,6 +25,11 @@ type Request struct {
 	Parameters []manifest.ParamDecl
 	Soak       time.Duration
 	By         string
+	// Machine are agent binaries and OS images for targets.
+	Machine []MachineLayer
+	// Auto lists it with no hand, in the role of its model, within the policy
+	// that persons signed.
+	Auto bool
 }
 
 // The steps of Create, for Config.StepHook.
@@ -41,13 +46,17 @@ func (c *Catalog) Create(ctx context.Context, r Request) (store.Release, error) 
 	if err != nil {
 		return store.Release{}, err
 	}
-	savings, err := c.savings(ctx, r, m)
+	machine, targets, err := c.machine(ctx, r, targets)
+	if err != nil {
+		return store.Release{}, err
+	}
+	savings, err := c.savings(ctx, r, m, machine)
 	if err != nil {
 		return store.Release{}, fmt.Errorf("release %s: make deltas: %w", r.Name, err)
 	}
 	c.creating.Lock()
 	defer c.creating.Unlock()
-	row, err := c.build(ctx, r, m, targets, savings)
+	row, err := c.build(ctx, r, m, targets, machine, savings)
 	if err != nil {
 		return store.Release{}, err
 	}
@@ -64,14 +73,10 @@ func (c *Catalog) Create(ctx context.Context, r Request) (store.Release, error) 
 	if err != nil {
 		return store.Release{}, err
 	}
-	if err := c.list(ctx, row); err != nil {
+	if row, err = c.publish(ctx, row); err != nil {
 		return store.Release{}, err
 	}
-	row.Ready = true
-	if err := c.remember(ctx, row); err != nil {
-		return store.Release{}, err
-	}
-	c.cfg.Logger.Info("release made", "release", row.Name+"@"+row.Version, "digest", row.Digest, "counter", row.Counter)
+	c.cfg.Logger.Info("release made", "release", row.Name+"@"+row.Version, "digest", row.Digest, "counter", row.Counter, "ready", row.Ready)
 	return row, nil
 }
 
@@ -81,6 +86,9 @@ func (c *Catalog) check(ctx context.Context, r Request) (m store.ModelVersion, t
 	}
 	if r.Version != "" && !versionRE.MatchString(r.Version) {
 		return m, nil, fmt.Errorf("%w: version %q: want letters, digits, . _ and -, at most 128", ErrInvalid, r.Version)
+	}
+	if err := c.checkAuto(r); err != nil {
+		return m, nil, err
 	}
 	if r.Soak < 0 || r.Soak > 30*24*time.Hour {
 		return m, nil, fmt.Errorf("%w: soak %s: want 0 to 30 days", ErrInvalid, r.Soak)
@@ -115,7 +123,7 @@ func (c *Catalog) check(ctx context.Context, r Request) (m store.ModelVersion, t
 }
 
 // build numbers the release and writes its manifests and index.
-func (c *Catalog) build(ctx context.Context, r Request, m store.ModelVersion, targets []ota.Target, savings map[ota.Digest]manifest.Savings) (store.Release, error) {
+func (c *Catalog) build(ctx context.Context, r Request, m store.ModelVersion, targets []ota.Target, machine map[string][]manifest.Descriptor, savings map[ota.Digest]manifest.Savings) (store.Release, error) {
 	row := store.Release{Tenant: r.Tenant, Name: r.Name, Version: r.Version, Counter: 1, Model: m.Name, ModelVersion: m.Version, Soak: r.Soak,
 		Created: c.cfg.Now(), CreatedBy: r.By}
 	err := c.cfg.Store.View(ctx, func(tx *store.Tx) error {
@@ -134,6 +142,9 @@ func (c *Catalog) build(ctx context.Context, r Request, m store.ModelVersion, ta
 	}
 	if row.Version == "" {
 		row.Version = strconv.FormatUint(row.Counter, 10)
+		if r.Auto {
+			row.Version = trust.AutoVersion + row.Version
+		}
 	}
 	if row.Parameters, err = json.Marshal(slices.Concat([]manifest.ParamDecl{}, r.Parameters)); err != nil {
 		return row, fmt.Errorf("encode parameters: %w", err)
@@ -146,8 +157,14 @@ func (c *Catalog) build(ctx context.Context, r Request, m store.ModelVersion, ta
 		Golden:  manifest.Descriptor{Digest: ota.Digest(m.Golden), Size: m.GoldenSize},
 		Mirrors: map[ota.Digest][]string{ota.Digest(m.ONNX): m.Mirrors},
 		Savings: savings,
+		Machine: machine,
 	}
 	size := map[ota.Digest]int64{b.ONNX.Digest: b.ONNX.Size, b.Golden.Digest: b.Golden.Size}
+	for _, ls := range machine {
+		for _, l := range ls {
+			size[l.Digest] = l.Size
+		}
+	}
 	index, raw, manifests, err := b.Write(ctx, func(_ context.Context, mediaType string, data []byte) (manifest.Descriptor, error) {
 		d, err := c.cfg.Blobs.PutBytes(data)
 		size[d] = int64(len(data))
@@ -171,24 +188,8 @@ func (c *Catalog) build(ctx context.Context, r Request, m store.ModelVersion, ta
 	for _, n := range size {
 		row.Bytes += n
 	}
+	if r.Auto {
+		return row, c.allowed(ctx, row)
+	}
 	return row, nil
-}
-
-// list adds the TUF target and makes the release visible. Doing it again
-// changes nothing.
-func (c *Catalog) list(ctx context.Context, r store.Release) error {
-	if err := c.cfg.StepHook(StepList); err != nil {
-		return err
-	}
-	if err := c.attach(ctx, r); err != nil {
-		return fmt.Errorf("attest %s@%s: %w", r.Name, r.Version, err)
-	}
-	path := targetPath(r.Tenant, r.Name, r.Version)
-	if err := c.cfg.Repository.AddTarget(ctx, path, r.Length, ota.Digest(r.Digest), trust.TargetCustom{Counter: r.Counter}, c.cfg.Now()); err != nil {
-		return fmt.Errorf("list %s in the TUF targets: %w", path, err)
-	}
-	if err := c.cfg.StepHook(StepReady); err != nil {
-		return err
-	}
-	return c.cfg.Store.Update(ctx, func(tx *store.Tx) error { return tx.SetReleaseReady(ctx, r.Tenant, r.Digest) })
 }

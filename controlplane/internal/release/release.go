@@ -25,8 +25,10 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/blobs"
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 	"github.com/skein-fleet/skein/ota"
+	"github.com/skein-fleet/skein/ota/attest"
 	"github.com/skein-fleet/skein/ota/blob"
 	"github.com/skein-fleet/skein/ota/manifest"
+	"github.com/skein-fleet/skein/ota/slot"
 	"github.com/skein-fleet/skein/ota/trust"
 	"github.com/skein-fleet/skein/proto/wire"
 )
@@ -42,6 +44,10 @@ var (
 type Repository interface {
 	// AddTarget lists a target and signs; adding it again is no error.
 	AddTarget(ctx context.Context, path string, length int64, d ota.Digest, custom trust.TargetCustom, now time.Time) error
+	// List lists a release in an auto role, within the policy for its model.
+	List(ctx context.Context, r trust.ListRequest, now time.Time) error
+	// Policy returns what persons allow for a model.
+	Policy(model string) (trust.AutoPolicy, error)
 	// Refresh signs anew what expires soon.
 	Refresh(now time.Time) error
 	// Metadata returns fs.ErrNotExist for a name that is not there.
@@ -61,6 +67,13 @@ type Config struct {
 	Repository Repository
 	// Deltas may be nil: devices then fetch everything whole.
 	Deltas Deltas
+	// Attest signs what is said of releases; nil attests nothing. Builder and
+	// Version name this control plane in it.
+	Attest           attest.Signer
+	Builder, Version string
+	// Bundles keeps what was learned of other publishers; nil takes no bundles
+	// but its own.
+	Bundles slot.Files
 	// Targets returns the targets that devices report.
 	Targets func(tenant string) []string
 	Logger  *slog.Logger
@@ -88,11 +101,14 @@ type key struct {
 // entry is a release with what is asked of it often.
 type entry struct {
 	row    store.Release
+	waits  string // what it waits for, "" when it is usable
 	decls  []manifest.ParamDecl
 	sum    []byte
 	index  *manifest.Index
 	blobs  map[ota.Digest]bool // all that a device may read of it
 	target map[string]selected // by the text of a device's target
+
+	agents, systems []string // targets that get an agent, an operating system
 }
 
 type selected struct {
@@ -130,10 +146,9 @@ func (c *Catalog) Load(ctx context.Context) error {
 		return err
 	}
 	for _, r := range pending {
-		if err := c.list(ctx, r); err != nil {
-			return fmt.Errorf("complete release %s@%s, which was interrupted: %w", r.Name, r.Version, err)
+		if err := c.complete(ctx, r); err != nil {
+			return err
 		}
-		c.cfg.Logger.Info("completed an interrupted release", "release", r.Name+"@"+r.Version)
 	}
 	return c.cfg.Store.View(ctx, func(tx *store.Tx) error {
 		tenants, err := tx.ReleaseTenants(ctx)
@@ -146,6 +161,9 @@ func (c *Catalog) Load(ctx context.Context) error {
 				return err
 			}
 			for _, r := range rows {
+				if !r.Ready {
+					continue // remembered above
+				}
 				if err := c.remember(ctx, r); err != nil {
 					return err
 				}
@@ -163,6 +181,9 @@ func (c *Catalog) Run(ctx context.Context) error {
 		if err := c.cfg.Repository.Refresh(c.cfg.Now()); err != nil {
 			c.cfg.Logger.Error("sign TUF metadata anew", "err", err)
 		}
+		if err := c.Settle(ctx); err != nil {
+			c.cfg.Logger.Error("complete releases that waited for signatures", "err", err)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -173,7 +194,12 @@ func (c *Catalog) Run(ctx context.Context) error {
 
 // remember reads the index of a release and keeps what is asked often.
 func (c *Catalog) remember(ctx context.Context, r store.Release) error {
-	e := &entry{row: r, sum: ota.Digest(r.Digest).Sum(), blobs: map[ota.Digest]bool{ota.Digest(r.Digest): true}, target: map[string]selected{}}
+	return c.rememberAs(ctx, r, "")
+}
+
+// rememberAs is remember of a release that may wait for something.
+func (c *Catalog) rememberAs(ctx context.Context, r store.Release, waits string) error {
+	e := &entry{row: r, waits: waits, sum: ota.Digest(r.Digest).Sum(), blobs: map[ota.Digest]bool{ota.Digest(r.Digest): true}, target: map[string]selected{}}
 	if err := json.Unmarshal(r.Parameters, &e.decls); err != nil {
 		return fmt.Errorf("release %s@%s: read parameters: %w", r.Name, r.Version, err)
 	}
@@ -190,6 +216,12 @@ func (c *Catalog) remember(ctx context.Context, r store.Release) error {
 			return fmt.Errorf("release %s@%s: %w", r.Name, r.Version, err)
 		}
 		e.blobs[d.Digest], e.blobs[m.Config.Digest] = true, true
+		if _, brings, err := m.Agent(); err == nil && brings {
+			e.agents = append(e.agents, d.Annotations[manifest.AnnTarget])
+		}
+		if _, _, brings, err := m.OSImage(); err == nil && brings {
+			e.systems = append(e.systems, d.Annotations[manifest.AnnTarget])
+		}
 		for _, l := range m.Layers {
 			e.blobs[l.Digest] = true
 			save, err := l.Savings()
@@ -248,8 +280,17 @@ func (c *Catalog) Ref(_ context.Context, tenant string, d ota.Digest) (wire.Rele
 }
 
 // Resolve reads a digest, a unique prefix of one of at least 8 hex digits, or
-// name@version, or name for its newest version.
+// name@version, or name for its newest version, of a release that can be used;
+// one that waits for signatures is ErrUnsigned.
 func (c *Catalog) Resolve(_ context.Context, tenant, text string) (ota.Digest, error) {
+	d, err := c.find(tenant, text)
+	if err != nil {
+		return "", err
+	}
+	return d, c.usable(tenant, d)
+}
+
+func (c *Catalog) find(tenant, text string) (ota.Digest, error) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	if _, err := ota.ParseDigest(text); err == nil {
@@ -361,12 +402,12 @@ func (c *Catalog) List(ctx context.Context, tenant string) (out []store.Release,
 		out, err = tx.Releases(ctx, tenant)
 		return err
 	})
-	return slices.DeleteFunc(out, func(r store.Release) bool { return !r.Ready }), err
+	return slices.DeleteFunc(out, func(r store.Release) bool { return !r.Ready && c.Pending(tenant, ota.Digest(r.Digest)) == "" }), err
 }
 
 // Get returns a release by digest or name@version, with its index as signed.
 func (c *Catalog) Get(ctx context.Context, tenant, text string) (store.Release, []byte, error) {
-	d, err := c.Resolve(ctx, tenant, text)
+	d, err := c.find(tenant, text)
 	if err != nil {
 		return store.Release{}, nil, err
 	}

@@ -18,7 +18,7 @@ const patchBases = 3
 // savings makes indexes and patches for the files of a new release, against the
 // files of the same title in the releases of that name before it. It runs
 // before the release's counter is taken: it may take minutes.
-func (c *Catalog) savings(ctx context.Context, r Request, m store.ModelVersion) (map[ota.Digest]manifest.Savings, error) {
+func (c *Catalog) savings(ctx context.Context, r Request, m store.ModelVersion, machine map[string][]manifest.Descriptor) (map[ota.Digest]manifest.Savings, error) {
 	if c.cfg.Deltas == nil {
 		return nil, nil
 	}
@@ -41,6 +41,17 @@ func (c *Catalog) savings(ctx context.Context, r Request, m store.ModelVersion) 
 			}
 		}
 		if out[l.d.Digest], err = c.cfg.Deltas.Savings(ctx, l.d, bases); err != nil {
+			return nil, err
+		}
+	}
+	for _, l := range agentsOf(machine) {
+		var bases []manifest.Descriptor
+		for _, o := range older {
+			if o.MediaType == manifest.MediaAgent && o.Digest != l.Digest && len(bases) < patchBases {
+				bases = append(bases, o)
+			}
+		}
+		if out[l.Digest], err = c.cfg.Deltas.Savings(ctx, l, bases); err != nil {
 			return nil, err
 		}
 	}

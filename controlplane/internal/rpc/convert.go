@@ -87,6 +87,7 @@ func device(v fleet.View, name func(ota.Digest) string, full bool) *fleetv1.Devi
 	for _, c := range v.Conditions {
 		d.Conditions = append(d.Conditions, &fleetv1.Condition{Name: c.Name, Severity: severity(c.Severity), Message: c.Message, Since: milli(c.Since)})
 	}
+	d.BootChain, d.AgentSlots = bootChain(v.BootChain), agentSlots(v.AgentSlots)
 	d.BytesFetched = v.BytesFetched
 	for _, s := range v.Sources {
 		d.Sources = append(d.Sources, &fleetv1.SourceBytes{Name: s.Name, Bytes: s.Bytes})
@@ -95,6 +96,34 @@ func device(v fleet.View, name func(ota.Digest) string, full bool) *fleetv1.Devi
 		d.Journal = append(d.Journal, &fleetv1.StepEntry{Step: s.Step, State: s.State.String(), Release: sumText(s.Release), Message: s.Message, Time: milli(s.Time)})
 	}
 	return d
+}
+
+func bootChain(b *wire.BootChain) *fleetv1.BootChain {
+	if b == nil {
+		return nil
+	}
+	slots := func(in []wire.BootSlot) []*fleetv1.BootSlot {
+		out := make([]*fleetv1.BootSlot, len(in))
+		for i, s := range in {
+			out[i] = &fleetv1.BootSlot{Number: int32(s.Number), Status: s.Status, Retries: int32(s.Retries), Current: s.Current, Active: s.Active}
+		}
+		return out
+	}
+	out := &fleetv1.BootChain{Driver: b.Driver, Version: b.Version, Redundancy: b.Redundancy, Capsule: b.Capsule, Firmware: slots(b.Firmware), Rootfs: slots(b.Rootfs)}
+	for _, f := range b.ESRT {
+		out.Esrt = append(out.Esrt, &fleetv1.BootFirmware{Class: f.Class, Version: f.Version, LowestSupported: f.Lowest, LastAttemptVersion: f.Attempted, LastAttemptStatus: f.Status})
+	}
+	for _, t := range b.Traps {
+		out.Traps = append(out.Traps, &fleetv1.BootTrap{Name: t.Name, Problem: t.Problem, Repair: t.Repair})
+	}
+	return out
+}
+
+func agentSlots(a *wire.AgentSlots) *fleetv1.AgentSlots {
+	if a == nil {
+		return nil
+	}
+	return &fleetv1.AgentSlots{Active: a.Active, Previous: a.Previous, Digest: sumText(a.Digest), Trial: a.Trial, TriesLeft: int32(a.TriesLeft), CheckedIn: a.CheckedIn, Failure: a.Failure}
 }
 
 func readings(rs []telemetry.Reading) []*fleetv1.Reading {

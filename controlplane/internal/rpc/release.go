@@ -45,20 +45,33 @@ func releaseMessage(r store.Release, running int32) (*releasev1.Release, error) 
 	return m, nil
 }
 
+// message is releaseMessage with what the release waits for.
+func (s *releaseService) message(r store.Release, running int32) (*releasev1.Release, error) {
+	m, err := releaseMessage(r, running)
+	if err == nil {
+		m.AgentTargets, m.OsTargets = s.Catalog.Machine(r.Tenant, ota.Digest(r.Digest))
+		m.Pending = s.Catalog.Pending(r.Tenant, ota.Digest(r.Digest))
+	}
+	return m, err
+}
+
 func (s *releaseService) CreateRelease(ctx context.Context, req *releasev1.CreateReleaseRequest) (*releasev1.CreateReleaseResponse, error) {
 	if sec := req.GetSoakSeconds(); sec < 0 || sec > math.MaxInt32 {
 		return nil, fmt.Errorf("%w: soak of %d seconds", release.ErrInvalid, sec)
 	}
 	q := release.Request{Tenant: auth.Tenant(ctx), Name: req.GetName(), Version: req.GetVersion(), Model: req.GetModel(), Targets: req.GetTargets(),
-		Soak: time.Duration(req.GetSoakSeconds()) * time.Second, By: store.Actor(ctx)}
+		Soak: time.Duration(req.GetSoakSeconds()) * time.Second, By: store.Actor(ctx), Auto: req.GetAuto()}
 	for _, p := range req.GetParameters() {
 		q.Parameters = append(q.Parameters, manifest.ParamDecl{Key: p.GetKey(), Type: p.GetType(), Default: p.GetDefault(), Description: p.GetDescription(), Required: p.GetRequired()})
+	}
+	for _, l := range req.GetMachine() {
+		q.Machine = append(q.Machine, release.MachineLayer{Target: l.GetTarget(), Agent: ota.Digest(l.GetAgentDigest()), OSImage: ota.Digest(l.GetOsImageDigest()), OSTarget: l.GetOsTarget()})
 	}
 	r, err := s.Catalog.Create(ctx, q)
 	if err != nil {
 		return nil, err
 	}
-	m, err := releaseMessage(r, 0)
+	m, err := s.message(r, 0)
 	return &releasev1.CreateReleaseResponse{Release: m}, err
 }
 
@@ -70,7 +83,7 @@ func (s *releaseService) ListReleases(ctx context.Context, _ *releasev1.ListRele
 	}
 	running, resp := s.running(tenant), &releasev1.ListReleasesResponse{}
 	for _, r := range all {
-		m, err := releaseMessage(r, running[ota.Digest(r.Digest)])
+		m, err := s.message(r, running[ota.Digest(r.Digest)])
 		if err != nil {
 			return nil, err
 		}
@@ -85,7 +98,7 @@ func (s *releaseService) GetRelease(ctx context.Context, req *releasev1.GetRelea
 	if err != nil {
 		return nil, err
 	}
-	m, err := releaseMessage(r, s.running(tenant)[ota.Digest(r.Digest)])
+	m, err := s.message(r, s.running(tenant)[ota.Digest(r.Digest)])
 	if err != nil {
 		return nil, err
 	}

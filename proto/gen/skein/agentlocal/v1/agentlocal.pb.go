@@ -338,6 +338,209 @@ func (x *LogsResponse) GetLines() []string {
 	return nil
 }
 
+type ApplyBundleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Path as the agent sees it.
+	Path          string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyBundleRequest) Reset() {
+	*x = ApplyBundleRequest{}
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyBundleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyBundleRequest) ProtoMessage() {}
+
+func (x *ApplyBundleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyBundleRequest.ProtoReflect.Descriptor instead.
+func (*ApplyBundleRequest) Descriptor() ([]byte, []int) {
+	return file_skein_agentlocal_v1_agentlocal_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ApplyBundleRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type ApplyBundleResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Device string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	// name@version of the bundle.
+	Release string `protobuf:"bytes,2,opt,name=release,proto3" json:"release,omitempty"`
+	// Digest of its index.
+	Digest        string         `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	Generation    *v1.Generation `protobuf:"bytes,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyBundleResponse) Reset() {
+	*x = ApplyBundleResponse{}
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyBundleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyBundleResponse) ProtoMessage() {}
+
+func (x *ApplyBundleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyBundleResponse.ProtoReflect.Descriptor instead.
+func (*ApplyBundleResponse) Descriptor() ([]byte, []int) {
+	return file_skein_agentlocal_v1_agentlocal_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ApplyBundleResponse) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *ApplyBundleResponse) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *ApplyBundleResponse) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ApplyBundleResponse) GetGeneration() *v1.Generation {
+	if x != nil {
+		return x.Generation
+	}
+	return nil
+}
+
+type ReceiptRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReceiptRequest) Reset() {
+	*x = ReceiptRequest{}
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReceiptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReceiptRequest) ProtoMessage() {}
+
+func (x *ReceiptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReceiptRequest.ProtoReflect.Descriptor instead.
+func (*ReceiptRequest) Descriptor() ([]byte, []int) {
+	return file_skein_agentlocal_v1_agentlocal_proto_rawDescGZIP(), []int{8}
+}
+
+type ReceiptResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	Report        []byte                 `protobuf:"bytes,2,opt,name=report,proto3" json:"report,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReceiptResponse) Reset() {
+	*x = ReceiptResponse{}
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReceiptResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReceiptResponse) ProtoMessage() {}
+
+func (x *ReceiptResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReceiptResponse.ProtoReflect.Descriptor instead.
+func (*ReceiptResponse) Descriptor() ([]byte, []int) {
+	return file_skein_agentlocal_v1_agentlocal_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ReceiptResponse) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *ReceiptResponse) GetReport() []byte {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
 var File_skein_agentlocal_v1_agentlocal_proto protoreflect.FileDescriptor
 
 const file_skein_agentlocal_v1_agentlocal_proto_rawDesc = "" +
@@ -363,10 +566,25 @@ const file_skein_agentlocal_v1_agentlocal_proto_rawDesc = "" +
 	"\vLogsRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\x05R\x05limit\"$\n" +
 	"\fLogsResponse\x12\x14\n" +
-	"\x05lines\x18\x01 \x03(\tR\x05lines2\x84\x02\n" +
+	"\x05lines\x18\x01 \x03(\tR\x05lines\"(\n" +
+	"\x12ApplyBundleRequest\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\"\x9b\x01\n" +
+	"\x13ApplyBundleResponse\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12\x18\n" +
+	"\arelease\x18\x02 \x01(\tR\arelease\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x12:\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\v2\x1a.skein.fleet.v1.GenerationR\n" +
+	"generation\"\x10\n" +
+	"\x0eReceiptRequest\"A\n" +
+	"\x0fReceiptResponse\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12\x16\n" +
+	"\x06report\x18\x02 \x01(\fR\x06report2\xbc\x03\n" +
 	"\fLocalService\x12Q\n" +
 	"\x06Status\x12\".skein.agentlocal.v1.StatusRequest\x1a#.skein.agentlocal.v1.StatusResponse\x12T\n" +
-	"\aExplain\x12#.skein.agentlocal.v1.ExplainRequest\x1a$.skein.agentlocal.v1.ExplainResponse\x12K\n" +
+	"\aExplain\x12#.skein.agentlocal.v1.ExplainRequest\x1a$.skein.agentlocal.v1.ExplainResponse\x12`\n" +
+	"\vApplyBundle\x12'.skein.agentlocal.v1.ApplyBundleRequest\x1a(.skein.agentlocal.v1.ApplyBundleResponse\x12T\n" +
+	"\aReceipt\x12#.skein.agentlocal.v1.ReceiptRequest\x1a$.skein.agentlocal.v1.ReceiptResponse\x12K\n" +
 	"\x04Logs\x12 .skein.agentlocal.v1.LogsRequest\x1a!.skein.agentlocal.v1.LogsResponseB\xe1\x01\n" +
 	"\x17com.skein.agentlocal.v1B\x0fAgentlocalProtoP\x01ZGgithub.com/skein-fleet/skein/proto/gen/skein/agentlocal/v1;agentlocalv1\xa2\x02\x03SAX\xaa\x02\x13Skein.Agentlocal.V1\xca\x02\x13Skein\\Agentlocal\\V1\xe2\x02\x1fSkein\\Agentlocal\\V1\\GPBMetadata\xea\x02\x15Skein::Agentlocal::V1b\x06proto3"
 
@@ -382,7 +600,7 @@ func file_skein_agentlocal_v1_agentlocal_proto_rawDescGZIP() []byte {
 	return file_skein_agentlocal_v1_agentlocal_proto_rawDescData
 }
 
-var file_skein_agentlocal_v1_agentlocal_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_skein_agentlocal_v1_agentlocal_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_skein_agentlocal_v1_agentlocal_proto_goTypes = []any{
 	(*StatusRequest)(nil),         // 0: skein.agentlocal.v1.StatusRequest
 	(*StatusResponse)(nil),        // 1: skein.agentlocal.v1.StatusResponse
@@ -390,24 +608,34 @@ var file_skein_agentlocal_v1_agentlocal_proto_goTypes = []any{
 	(*ExplainResponse)(nil),       // 3: skein.agentlocal.v1.ExplainResponse
 	(*LogsRequest)(nil),           // 4: skein.agentlocal.v1.LogsRequest
 	(*LogsResponse)(nil),          // 5: skein.agentlocal.v1.LogsResponse
-	(*v1.Device)(nil),             // 6: skein.fleet.v1.Device
-	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	(*ApplyBundleRequest)(nil),    // 6: skein.agentlocal.v1.ApplyBundleRequest
+	(*ApplyBundleResponse)(nil),   // 7: skein.agentlocal.v1.ApplyBundleResponse
+	(*ReceiptRequest)(nil),        // 8: skein.agentlocal.v1.ReceiptRequest
+	(*ReceiptResponse)(nil),       // 9: skein.agentlocal.v1.ReceiptResponse
+	(*v1.Device)(nil),             // 10: skein.fleet.v1.Device
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*v1.Generation)(nil),         // 12: skein.fleet.v1.Generation
 }
 var file_skein_agentlocal_v1_agentlocal_proto_depIdxs = []int32{
-	6, // 0: skein.agentlocal.v1.StatusResponse.device:type_name -> skein.fleet.v1.Device
-	7, // 1: skein.agentlocal.v1.StatusResponse.link_since:type_name -> google.protobuf.Timestamp
-	7, // 2: skein.agentlocal.v1.StatusResponse.trusted_time:type_name -> google.protobuf.Timestamp
-	0, // 3: skein.agentlocal.v1.LocalService.Status:input_type -> skein.agentlocal.v1.StatusRequest
-	2, // 4: skein.agentlocal.v1.LocalService.Explain:input_type -> skein.agentlocal.v1.ExplainRequest
-	4, // 5: skein.agentlocal.v1.LocalService.Logs:input_type -> skein.agentlocal.v1.LogsRequest
-	1, // 6: skein.agentlocal.v1.LocalService.Status:output_type -> skein.agentlocal.v1.StatusResponse
-	3, // 7: skein.agentlocal.v1.LocalService.Explain:output_type -> skein.agentlocal.v1.ExplainResponse
-	5, // 8: skein.agentlocal.v1.LocalService.Logs:output_type -> skein.agentlocal.v1.LogsResponse
-	6, // [6:9] is the sub-list for method output_type
-	3, // [3:6] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	10, // 0: skein.agentlocal.v1.StatusResponse.device:type_name -> skein.fleet.v1.Device
+	11, // 1: skein.agentlocal.v1.StatusResponse.link_since:type_name -> google.protobuf.Timestamp
+	11, // 2: skein.agentlocal.v1.StatusResponse.trusted_time:type_name -> google.protobuf.Timestamp
+	12, // 3: skein.agentlocal.v1.ApplyBundleResponse.generation:type_name -> skein.fleet.v1.Generation
+	0,  // 4: skein.agentlocal.v1.LocalService.Status:input_type -> skein.agentlocal.v1.StatusRequest
+	2,  // 5: skein.agentlocal.v1.LocalService.Explain:input_type -> skein.agentlocal.v1.ExplainRequest
+	6,  // 6: skein.agentlocal.v1.LocalService.ApplyBundle:input_type -> skein.agentlocal.v1.ApplyBundleRequest
+	8,  // 7: skein.agentlocal.v1.LocalService.Receipt:input_type -> skein.agentlocal.v1.ReceiptRequest
+	4,  // 8: skein.agentlocal.v1.LocalService.Logs:input_type -> skein.agentlocal.v1.LogsRequest
+	1,  // 9: skein.agentlocal.v1.LocalService.Status:output_type -> skein.agentlocal.v1.StatusResponse
+	3,  // 10: skein.agentlocal.v1.LocalService.Explain:output_type -> skein.agentlocal.v1.ExplainResponse
+	7,  // 11: skein.agentlocal.v1.LocalService.ApplyBundle:output_type -> skein.agentlocal.v1.ApplyBundleResponse
+	9,  // 12: skein.agentlocal.v1.LocalService.Receipt:output_type -> skein.agentlocal.v1.ReceiptResponse
+	5,  // 13: skein.agentlocal.v1.LocalService.Logs:output_type -> skein.agentlocal.v1.LogsResponse
+	9,  // [9:14] is the sub-list for method output_type
+	4,  // [4:9] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_skein_agentlocal_v1_agentlocal_proto_init() }
@@ -421,7 +649,7 @@ func file_skein_agentlocal_v1_agentlocal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skein_agentlocal_v1_agentlocal_proto_rawDesc), len(file_skein_agentlocal_v1_agentlocal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

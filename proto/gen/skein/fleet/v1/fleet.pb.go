@@ -371,6 +371,9 @@ type Device struct {
 	ClockDoubtful bool   `protobuf:"varint,30,opt,name=clock_doubtful,json=clockDoubtful,proto3" json:"clock_doubtful,omitempty"`
 	// The device holds a generation that the control plane never gave.
 	GenerationFromFuture bool `protobuf:"varint,31,opt,name=generation_from_future,json=generationFromFuture,proto3" json:"generation_from_future,omitempty"`
+	// What the device says of its start and of its agent; with one device only.
+	BootChain  *BootChain  `protobuf:"bytes,60,opt,name=boot_chain,json=bootChain,proto3" json:"boot_chain,omitempty"`
+	AgentSlots *AgentSlots `protobuf:"bytes,61,opt,name=agent_slots,json=agentSlots,proto3" json:"agent_slots,omitempty"`
 	// Bytes that the last update fetched, and by which way; with one device only.
 	BytesFetched int64          `protobuf:"varint,100,opt,name=bytes_fetched,json=bytesFetched,proto3" json:"bytes_fetched,omitempty"`
 	Sources      []*SourceBytes `protobuf:"bytes,101,rep,name=sources,proto3" json:"sources,omitempty"`
@@ -627,6 +630,20 @@ func (x *Device) GetGenerationFromFuture() bool {
 	return false
 }
 
+func (x *Device) GetBootChain() *BootChain {
+	if x != nil {
+		return x.BootChain
+	}
+	return nil
+}
+
+func (x *Device) GetAgentSlots() *AgentSlots {
+	if x != nil {
+		return x.AgentSlots
+	}
+	return nil
+}
+
 func (x *Device) GetBytesFetched() int64 {
 	if x != nil {
 		return x.BytesFetched
@@ -648,6 +665,424 @@ func (x *Device) GetTransfer() *TransferState {
 	return nil
 }
 
+// BootChain is what a machine with two root file systems says of its start.
+type BootChain struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Driver string                 `protobuf:"bytes,1,opt,name=driver,proto3" json:"driver,omitempty"`
+	// Version of the boot firmware.
+	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	// armed, not-armed, unknown.
+	Redundancy string `protobuf:"bytes,3,opt,name=redundancy,proto3" json:"redundancy,omitempty"`
+	// none, pending, applied, failed, unknown.
+	Capsule  string          `protobuf:"bytes,4,opt,name=capsule,proto3" json:"capsule,omitempty"`
+	Firmware []*BootSlot     `protobuf:"bytes,5,rep,name=firmware,proto3" json:"firmware,omitempty"`
+	Rootfs   []*BootSlot     `protobuf:"bytes,6,rep,name=rootfs,proto3" json:"rootfs,omitempty"`
+	Esrt     []*BootFirmware `protobuf:"bytes,7,rep,name=esrt,proto3" json:"esrt,omitempty"`
+	// Why an update of the operating system would fail, with the repairs.
+	Traps         []*BootTrap `protobuf:"bytes,8,rep,name=traps,proto3" json:"traps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BootChain) Reset() {
+	*x = BootChain{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BootChain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BootChain) ProtoMessage() {}
+
+func (x *BootChain) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BootChain.ProtoReflect.Descriptor instead.
+func (*BootChain) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *BootChain) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+func (x *BootChain) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *BootChain) GetRedundancy() string {
+	if x != nil {
+		return x.Redundancy
+	}
+	return ""
+}
+
+func (x *BootChain) GetCapsule() string {
+	if x != nil {
+		return x.Capsule
+	}
+	return ""
+}
+
+func (x *BootChain) GetFirmware() []*BootSlot {
+	if x != nil {
+		return x.Firmware
+	}
+	return nil
+}
+
+func (x *BootChain) GetRootfs() []*BootSlot {
+	if x != nil {
+		return x.Rootfs
+	}
+	return nil
+}
+
+func (x *BootChain) GetEsrt() []*BootFirmware {
+	if x != nil {
+		return x.Esrt
+	}
+	return nil
+}
+
+func (x *BootChain) GetTraps() []*BootTrap {
+	if x != nil {
+		return x.Traps
+	}
+	return nil
+}
+
+type BootSlot struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Number int32                  `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// normal, unbootable, unknown.
+	Status string `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	// -1 when the firmware does not tell.
+	Retries int32 `protobuf:"varint,3,opt,name=retries,proto3" json:"retries,omitempty"`
+	// It runs, it is to start next.
+	Current       bool `protobuf:"varint,4,opt,name=current,proto3" json:"current,omitempty"`
+	Active        bool `protobuf:"varint,5,opt,name=active,proto3" json:"active,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BootSlot) Reset() {
+	*x = BootSlot{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BootSlot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BootSlot) ProtoMessage() {}
+
+func (x *BootSlot) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BootSlot.ProtoReflect.Descriptor instead.
+func (*BootSlot) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *BootSlot) GetNumber() int32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *BootSlot) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *BootSlot) GetRetries() int32 {
+	if x != nil {
+		return x.Retries
+	}
+	return 0
+}
+
+func (x *BootSlot) GetCurrent() bool {
+	if x != nil {
+		return x.Current
+	}
+	return false
+}
+
+func (x *BootSlot) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+// BootFirmware is one entry of the firmware's table.
+type BootFirmware struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Class              string                 `protobuf:"bytes,1,opt,name=class,proto3" json:"class,omitempty"`
+	Version            uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	LowestSupported    uint64                 `protobuf:"varint,3,opt,name=lowest_supported,json=lowestSupported,proto3" json:"lowest_supported,omitempty"`
+	LastAttemptVersion uint64                 `protobuf:"varint,4,opt,name=last_attempt_version,json=lastAttemptVersion,proto3" json:"last_attempt_version,omitempty"`
+	LastAttemptStatus  uint64                 `protobuf:"varint,5,opt,name=last_attempt_status,json=lastAttemptStatus,proto3" json:"last_attempt_status,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *BootFirmware) Reset() {
+	*x = BootFirmware{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BootFirmware) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BootFirmware) ProtoMessage() {}
+
+func (x *BootFirmware) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BootFirmware.ProtoReflect.Descriptor instead.
+func (*BootFirmware) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *BootFirmware) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+func (x *BootFirmware) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *BootFirmware) GetLowestSupported() uint64 {
+	if x != nil {
+		return x.LowestSupported
+	}
+	return 0
+}
+
+func (x *BootFirmware) GetLastAttemptVersion() uint64 {
+	if x != nil {
+		return x.LastAttemptVersion
+	}
+	return 0
+}
+
+func (x *BootFirmware) GetLastAttemptStatus() uint64 {
+	if x != nil {
+		return x.LastAttemptStatus
+	}
+	return 0
+}
+
+type BootTrap struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Problem       string                 `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"`
+	Repair        string                 `protobuf:"bytes,3,opt,name=repair,proto3" json:"repair,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BootTrap) Reset() {
+	*x = BootTrap{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BootTrap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BootTrap) ProtoMessage() {}
+
+func (x *BootTrap) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BootTrap.ProtoReflect.Descriptor instead.
+func (*BootTrap) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *BootTrap) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BootTrap) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *BootTrap) GetRepair() string {
+	if x != nil {
+		return x.Repair
+	}
+	return ""
+}
+
+// AgentSlots say which binary of the agent runs.
+type AgentSlots struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// factory, a or b; empty where no supervisor starts the agent.
+	Active   string `protobuf:"bytes,1,opt,name=active,proto3" json:"active,omitempty"`
+	Previous string `protobuf:"bytes,2,opt,name=previous,proto3" json:"previous,omitempty"`
+	// Of the binary that runs, when it came with a release.
+	Digest string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Slot of a new binary that has to show itself.
+	Trial     string `protobuf:"bytes,4,opt,name=trial,proto3" json:"trial,omitempty"`
+	TriesLeft int32  `protobuf:"varint,5,opt,name=tries_left,json=triesLeft,proto3" json:"tries_left,omitempty"`
+	CheckedIn bool   `protobuf:"varint,6,opt,name=checked_in,json=checkedIn,proto3" json:"checked_in,omitempty"`
+	// Why the last trial did not succeed.
+	Failure       string `protobuf:"bytes,7,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AgentSlots) Reset() {
+	*x = AgentSlots{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgentSlots) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgentSlots) ProtoMessage() {}
+
+func (x *AgentSlots) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgentSlots.ProtoReflect.Descriptor instead.
+func (*AgentSlots) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *AgentSlots) GetActive() string {
+	if x != nil {
+		return x.Active
+	}
+	return ""
+}
+
+func (x *AgentSlots) GetPrevious() string {
+	if x != nil {
+		return x.Previous
+	}
+	return ""
+}
+
+func (x *AgentSlots) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *AgentSlots) GetTrial() string {
+	if x != nil {
+		return x.Trial
+	}
+	return ""
+}
+
+func (x *AgentSlots) GetTriesLeft() int32 {
+	if x != nil {
+		return x.TriesLeft
+	}
+	return 0
+}
+
+func (x *AgentSlots) GetCheckedIn() bool {
+	if x != nil {
+		return x.CheckedIn
+	}
+	return false
+}
+
+func (x *AgentSlots) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
 // What one way to blobs brought: peer, https, mqtt, child.
 type SourceBytes struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -659,7 +1094,7 @@ type SourceBytes struct {
 
 func (x *SourceBytes) Reset() {
 	*x = SourceBytes{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -671,7 +1106,7 @@ func (x *SourceBytes) String() string {
 func (*SourceBytes) ProtoMessage() {}
 
 func (x *SourceBytes) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -684,7 +1119,7 @@ func (x *SourceBytes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceBytes.ProtoReflect.Descriptor instead.
 func (*SourceBytes) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{4}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SourceBytes) GetName() string {
@@ -721,7 +1156,7 @@ type TransferState struct {
 
 func (x *TransferState) Reset() {
 	*x = TransferState{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -733,7 +1168,7 @@ func (x *TransferState) String() string {
 func (*TransferState) ProtoMessage() {}
 
 func (x *TransferState) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -746,7 +1181,7 @@ func (x *TransferState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferState.ProtoReflect.Descriptor instead.
 func (*TransferState) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{5}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TransferState) GetInterface() string {
@@ -806,7 +1241,7 @@ type AllowanceUse struct {
 
 func (x *AllowanceUse) Reset() {
 	*x = AllowanceUse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -818,7 +1253,7 @@ func (x *AllowanceUse) String() string {
 func (*AllowanceUse) ProtoMessage() {}
 
 func (x *AllowanceUse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -831,7 +1266,7 @@ func (x *AllowanceUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowanceUse.ProtoReflect.Descriptor instead.
 func (*AllowanceUse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{6}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AllowanceUse) GetLinkClass() string {
@@ -882,7 +1317,7 @@ type Reading struct {
 
 func (x *Reading) Reset() {
 	*x = Reading{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -894,7 +1329,7 @@ func (x *Reading) String() string {
 func (*Reading) ProtoMessage() {}
 
 func (x *Reading) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -907,7 +1342,7 @@ func (x *Reading) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reading.ProtoReflect.Descriptor instead.
 func (*Reading) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{7}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Reading) GetSeries() string {
@@ -948,7 +1383,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1395,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1408,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{8}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListDevicesRequest) GetSelector() string {
@@ -1022,7 +1457,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1034,7 +1469,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1047,7 +1482,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{9}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -1081,7 +1516,7 @@ type GetDeviceRequest struct {
 
 func (x *GetDeviceRequest) Reset() {
 	*x = GetDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1528,7 @@ func (x *GetDeviceRequest) String() string {
 func (*GetDeviceRequest) ProtoMessage() {}
 
 func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1541,7 @@ func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceRequest.ProtoReflect.Descriptor instead.
 func (*GetDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetDeviceRequest) GetDevice() string {
@@ -1126,7 +1561,7 @@ type GetDeviceResponse struct {
 
 func (x *GetDeviceResponse) Reset() {
 	*x = GetDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1138,7 +1573,7 @@ func (x *GetDeviceResponse) String() string {
 func (*GetDeviceResponse) ProtoMessage() {}
 
 func (x *GetDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1151,7 +1586,7 @@ func (x *GetDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceResponse.ProtoReflect.Descriptor instead.
 func (*GetDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetDeviceResponse) GetDevice() *Device {
@@ -1177,7 +1612,7 @@ type WatchDeviceRequest struct {
 
 func (x *WatchDeviceRequest) Reset() {
 	*x = WatchDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1624,7 @@ func (x *WatchDeviceRequest) String() string {
 func (*WatchDeviceRequest) ProtoMessage() {}
 
 func (x *WatchDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1637,7 @@ func (x *WatchDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeviceRequest.ProtoReflect.Descriptor instead.
 func (*WatchDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchDeviceRequest) GetDevice() string {
@@ -1222,7 +1657,7 @@ type WatchDeviceResponse struct {
 
 func (x *WatchDeviceResponse) Reset() {
 	*x = WatchDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1669,7 @@ func (x *WatchDeviceResponse) String() string {
 func (*WatchDeviceResponse) ProtoMessage() {}
 
 func (x *WatchDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1682,7 @@ func (x *WatchDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeviceResponse.ProtoReflect.Descriptor instead.
 func (*WatchDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WatchDeviceResponse) GetDevice() *Device {
@@ -1273,7 +1708,7 @@ type WatchFleetRequest struct {
 
 func (x *WatchFleetRequest) Reset() {
 	*x = WatchFleetRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +1720,7 @@ func (x *WatchFleetRequest) String() string {
 func (*WatchFleetRequest) ProtoMessage() {}
 
 func (x *WatchFleetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +1733,7 @@ func (x *WatchFleetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFleetRequest.ProtoReflect.Descriptor instead.
 func (*WatchFleetRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WatchFleetRequest) GetSelector() string {
@@ -1318,7 +1753,7 @@ type WatchFleetResponse struct {
 
 func (x *WatchFleetResponse) Reset() {
 	*x = WatchFleetResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1330,7 +1765,7 @@ func (x *WatchFleetResponse) String() string {
 func (*WatchFleetResponse) ProtoMessage() {}
 
 func (x *WatchFleetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1343,7 +1778,7 @@ func (x *WatchFleetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFleetResponse.ProtoReflect.Descriptor instead.
 func (*WatchFleetResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WatchFleetResponse) GetStatus() *FleetStatus {
@@ -1370,7 +1805,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1382,7 +1817,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1395,7 +1830,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Count) GetKey() string {
@@ -1431,7 +1866,7 @@ type FleetStatus struct {
 
 func (x *FleetStatus) Reset() {
 	*x = FleetStatus{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1443,7 +1878,7 @@ func (x *FleetStatus) String() string {
 func (*FleetStatus) ProtoMessage() {}
 
 func (x *FleetStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1456,7 +1891,7 @@ func (x *FleetStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FleetStatus.ProtoReflect.Descriptor instead.
 func (*FleetStatus) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *FleetStatus) GetDevices() int32 {
@@ -1538,7 +1973,7 @@ type GetFleetStatusRequest struct {
 
 func (x *GetFleetStatusRequest) Reset() {
 	*x = GetFleetStatusRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1550,7 +1985,7 @@ func (x *GetFleetStatusRequest) String() string {
 func (*GetFleetStatusRequest) ProtoMessage() {}
 
 func (x *GetFleetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1563,7 +1998,7 @@ func (x *GetFleetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFleetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetFleetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetFleetStatusRequest) GetSelector() string {
@@ -1582,7 +2017,7 @@ type GetFleetStatusResponse struct {
 
 func (x *GetFleetStatusResponse) Reset() {
 	*x = GetFleetStatusResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1594,7 +2029,7 @@ func (x *GetFleetStatusResponse) String() string {
 func (*GetFleetStatusResponse) ProtoMessage() {}
 
 func (x *GetFleetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1607,7 +2042,7 @@ func (x *GetFleetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFleetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetFleetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetFleetStatusResponse) GetStatus() *FleetStatus {
@@ -1626,7 +2061,7 @@ type ExplainDeviceRequest struct {
 
 func (x *ExplainDeviceRequest) Reset() {
 	*x = ExplainDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +2073,7 @@ func (x *ExplainDeviceRequest) String() string {
 func (*ExplainDeviceRequest) ProtoMessage() {}
 
 func (x *ExplainDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +2086,7 @@ func (x *ExplainDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ExplainDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExplainDeviceRequest) GetDevice() string {
@@ -1672,7 +2107,7 @@ type ExplainDeviceResponse struct {
 
 func (x *ExplainDeviceResponse) Reset() {
 	*x = ExplainDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1684,7 +2119,7 @@ func (x *ExplainDeviceResponse) String() string {
 func (*ExplainDeviceResponse) ProtoMessage() {}
 
 func (x *ExplainDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1697,7 +2132,7 @@ func (x *ExplainDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ExplainDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ExplainDeviceResponse) GetSummary() string {
@@ -1730,7 +2165,7 @@ type DeviceEvent struct {
 
 func (x *DeviceEvent) Reset() {
 	*x = DeviceEvent{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1742,7 +2177,7 @@ func (x *DeviceEvent) String() string {
 func (*DeviceEvent) ProtoMessage() {}
 
 func (x *DeviceEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +2190,7 @@ func (x *DeviceEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceEvent.ProtoReflect.Descriptor instead.
 func (*DeviceEvent) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeviceEvent) GetTime() *timestamppb.Timestamp {
@@ -1817,7 +2252,7 @@ type ListDeviceEventsRequest struct {
 
 func (x *ListDeviceEventsRequest) Reset() {
 	*x = ListDeviceEventsRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1829,7 +2264,7 @@ func (x *ListDeviceEventsRequest) String() string {
 func (*ListDeviceEventsRequest) ProtoMessage() {}
 
 func (x *ListDeviceEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +2277,7 @@ func (x *ListDeviceEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeviceEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListDeviceEventsRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListDeviceEventsRequest) GetDevice() string {
@@ -1868,7 +2303,7 @@ type ListDeviceEventsResponse struct {
 
 func (x *ListDeviceEventsResponse) Reset() {
 	*x = ListDeviceEventsResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1880,7 +2315,7 @@ func (x *ListDeviceEventsResponse) String() string {
 func (*ListDeviceEventsResponse) ProtoMessage() {}
 
 func (x *ListDeviceEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1893,7 +2328,7 @@ func (x *ListDeviceEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeviceEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListDeviceEventsResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListDeviceEventsResponse) GetEvents() []*DeviceEvent {
@@ -1912,7 +2347,7 @@ type ApproveDeviceRequest struct {
 
 func (x *ApproveDeviceRequest) Reset() {
 	*x = ApproveDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1924,7 +2359,7 @@ func (x *ApproveDeviceRequest) String() string {
 func (*ApproveDeviceRequest) ProtoMessage() {}
 
 func (x *ApproveDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1937,7 +2372,7 @@ func (x *ApproveDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ApproveDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ApproveDeviceRequest) GetDevice() string {
@@ -1956,7 +2391,7 @@ type ApproveDeviceResponse struct {
 
 func (x *ApproveDeviceResponse) Reset() {
 	*x = ApproveDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1968,7 +2403,7 @@ func (x *ApproveDeviceResponse) String() string {
 func (*ApproveDeviceResponse) ProtoMessage() {}
 
 func (x *ApproveDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1981,7 +2416,7 @@ func (x *ApproveDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ApproveDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ApproveDeviceResponse) GetDevice() *Device {
@@ -2001,7 +2436,7 @@ type RevokeDeviceRequest struct {
 
 func (x *RevokeDeviceRequest) Reset() {
 	*x = RevokeDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2013,7 +2448,7 @@ func (x *RevokeDeviceRequest) String() string {
 func (*RevokeDeviceRequest) ProtoMessage() {}
 
 func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2026,7 +2461,7 @@ func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{27}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RevokeDeviceRequest) GetDevice() string {
@@ -2053,7 +2488,7 @@ type RevokeDeviceResponse struct {
 
 func (x *RevokeDeviceResponse) Reset() {
 	*x = RevokeDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2065,7 +2500,7 @@ func (x *RevokeDeviceResponse) String() string {
 func (*RevokeDeviceResponse) ProtoMessage() {}
 
 func (x *RevokeDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2078,7 +2513,7 @@ func (x *RevokeDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceResponse.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RevokeDeviceResponse) GetDevice() *Device {
@@ -2105,7 +2540,7 @@ type ReplaceDeviceRequest struct {
 
 func (x *ReplaceDeviceRequest) Reset() {
 	*x = ReplaceDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2117,7 +2552,7 @@ func (x *ReplaceDeviceRequest) String() string {
 func (*ReplaceDeviceRequest) ProtoMessage() {}
 
 func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2130,7 +2565,7 @@ func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReplaceDeviceRequest) GetOldDevice() string {
@@ -2156,7 +2591,7 @@ type ReplaceDeviceResponse struct {
 
 func (x *ReplaceDeviceResponse) Reset() {
 	*x = ReplaceDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2168,7 +2603,7 @@ func (x *ReplaceDeviceResponse) String() string {
 func (*ReplaceDeviceResponse) ProtoMessage() {}
 
 func (x *ReplaceDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2181,7 +2616,7 @@ func (x *ReplaceDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReplaceDeviceResponse) GetDevice() *Device {
@@ -2207,7 +2642,7 @@ type LabelDeviceRequest struct {
 
 func (x *LabelDeviceRequest) Reset() {
 	*x = LabelDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2219,7 +2654,7 @@ func (x *LabelDeviceRequest) String() string {
 func (*LabelDeviceRequest) ProtoMessage() {}
 
 func (x *LabelDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2232,7 +2667,7 @@ func (x *LabelDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelDeviceRequest.ProtoReflect.Descriptor instead.
 func (*LabelDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *LabelDeviceRequest) GetDevice() string {
@@ -2286,7 +2721,7 @@ type LabelDeviceResponse struct {
 
 func (x *LabelDeviceResponse) Reset() {
 	*x = LabelDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2298,7 +2733,7 @@ func (x *LabelDeviceResponse) String() string {
 func (*LabelDeviceResponse) ProtoMessage() {}
 
 func (x *LabelDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2311,7 +2746,7 @@ func (x *LabelDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelDeviceResponse.ProtoReflect.Descriptor instead.
 func (*LabelDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *LabelDeviceResponse) GetDevice() *Device {
@@ -2334,7 +2769,7 @@ type AssignReleaseRequest struct {
 
 func (x *AssignReleaseRequest) Reset() {
 	*x = AssignReleaseRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2346,7 +2781,7 @@ func (x *AssignReleaseRequest) String() string {
 func (*AssignReleaseRequest) ProtoMessage() {}
 
 func (x *AssignReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2359,7 +2794,7 @@ func (x *AssignReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignReleaseRequest.ProtoReflect.Descriptor instead.
 func (*AssignReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *AssignReleaseRequest) GetDevice() string {
@@ -2392,7 +2827,7 @@ type AssignReleaseResponse struct {
 
 func (x *AssignReleaseResponse) Reset() {
 	*x = AssignReleaseResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2404,7 +2839,7 @@ func (x *AssignReleaseResponse) String() string {
 func (*AssignReleaseResponse) ProtoMessage() {}
 
 func (x *AssignReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2417,7 +2852,7 @@ func (x *AssignReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignReleaseResponse.ProtoReflect.Descriptor instead.
 func (*AssignReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *AssignReleaseResponse) GetDevice() *Device {
@@ -2436,7 +2871,7 @@ type ConfirmGenerationRequest struct {
 
 func (x *ConfirmGenerationRequest) Reset() {
 	*x = ConfirmGenerationRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2448,7 +2883,7 @@ func (x *ConfirmGenerationRequest) String() string {
 func (*ConfirmGenerationRequest) ProtoMessage() {}
 
 func (x *ConfirmGenerationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2461,7 +2896,7 @@ func (x *ConfirmGenerationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmGenerationRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmGenerationRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ConfirmGenerationRequest) GetDevice() string {
@@ -2480,7 +2915,7 @@ type ConfirmGenerationResponse struct {
 
 func (x *ConfirmGenerationResponse) Reset() {
 	*x = ConfirmGenerationResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2492,7 +2927,7 @@ func (x *ConfirmGenerationResponse) String() string {
 func (*ConfirmGenerationResponse) ProtoMessage() {}
 
 func (x *ConfirmGenerationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2505,7 +2940,7 @@ func (x *ConfirmGenerationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmGenerationResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmGenerationResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ConfirmGenerationResponse) GetDevice() *Device {
@@ -2534,7 +2969,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2546,7 +2981,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2559,7 +2994,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Token) GetId() string {
@@ -2654,7 +3089,7 @@ type CreateTokensRequest struct {
 
 func (x *CreateTokensRequest) Reset() {
 	*x = CreateTokensRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2666,7 +3101,7 @@ func (x *CreateTokensRequest) String() string {
 func (*CreateTokensRequest) ProtoMessage() {}
 
 func (x *CreateTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2679,7 +3114,7 @@ func (x *CreateTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokensRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokensRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{38}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CreateTokensRequest) GetCount() int32 {
@@ -2742,7 +3177,7 @@ type CreatedToken struct {
 
 func (x *CreatedToken) Reset() {
 	*x = CreatedToken{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2754,7 +3189,7 @@ func (x *CreatedToken) String() string {
 func (*CreatedToken) ProtoMessage() {}
 
 func (x *CreatedToken) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2767,7 +3202,7 @@ func (x *CreatedToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatedToken.ProtoReflect.Descriptor instead.
 func (*CreatedToken) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{39}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CreatedToken) GetToken() *Token {
@@ -2793,7 +3228,7 @@ type CreateTokensResponse struct {
 
 func (x *CreateTokensResponse) Reset() {
 	*x = CreateTokensResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2805,7 +3240,7 @@ func (x *CreateTokensResponse) String() string {
 func (*CreateTokensResponse) ProtoMessage() {}
 
 func (x *CreateTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2818,7 +3253,7 @@ func (x *CreateTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokensResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokensResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{40}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CreateTokensResponse) GetTokens() []*CreatedToken {
@@ -2836,7 +3271,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2848,7 +3283,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2861,7 +3296,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{41}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{46}
 }
 
 type ListTokensResponse struct {
@@ -2873,7 +3308,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2885,7 +3320,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2898,7 +3333,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{42}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -2917,7 +3352,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2929,7 +3364,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2942,7 +3377,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{43}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -2961,7 +3396,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +3408,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2986,7 +3421,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{44}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RevokeTokenResponse) GetToken() *Token {
@@ -3011,7 +3446,7 @@ type Parameter struct {
 
 func (x *Parameter) Reset() {
 	*x = Parameter{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3023,7 +3458,7 @@ func (x *Parameter) String() string {
 func (*Parameter) ProtoMessage() {}
 
 func (x *Parameter) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3036,7 +3471,7 @@ func (x *Parameter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parameter.ProtoReflect.Descriptor instead.
 func (*Parameter) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{45}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Parameter) GetScope() ParameterScope {
@@ -3085,7 +3520,7 @@ type SetParametersRequest struct {
 
 func (x *SetParametersRequest) Reset() {
 	*x = SetParametersRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3097,7 +3532,7 @@ func (x *SetParametersRequest) String() string {
 func (*SetParametersRequest) ProtoMessage() {}
 
 func (x *SetParametersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3110,7 +3545,7 @@ func (x *SetParametersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetParametersRequest.ProtoReflect.Descriptor instead.
 func (*SetParametersRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{46}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *SetParametersRequest) GetSet() []*Parameter {
@@ -3137,7 +3572,7 @@ type SetParametersResponse struct {
 
 func (x *SetParametersResponse) Reset() {
 	*x = SetParametersResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3149,7 +3584,7 @@ func (x *SetParametersResponse) String() string {
 func (*SetParametersResponse) ProtoMessage() {}
 
 func (x *SetParametersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3162,7 +3597,7 @@ func (x *SetParametersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetParametersResponse.ProtoReflect.Descriptor instead.
 func (*SetParametersResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{47}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SetParametersResponse) GetDevices() int32 {
@@ -3182,7 +3617,7 @@ type ListParametersRequest struct {
 
 func (x *ListParametersRequest) Reset() {
 	*x = ListParametersRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3194,7 +3629,7 @@ func (x *ListParametersRequest) String() string {
 func (*ListParametersRequest) ProtoMessage() {}
 
 func (x *ListParametersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3207,7 +3642,7 @@ func (x *ListParametersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListParametersRequest.ProtoReflect.Descriptor instead.
 func (*ListParametersRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{48}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListParametersRequest) GetDevice() string {
@@ -3226,7 +3661,7 @@ type ListParametersResponse struct {
 
 func (x *ListParametersResponse) Reset() {
 	*x = ListParametersResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[49]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3238,7 +3673,7 @@ func (x *ListParametersResponse) String() string {
 func (*ListParametersResponse) ProtoMessage() {}
 
 func (x *ListParametersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[49]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3251,7 +3686,7 @@ func (x *ListParametersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListParametersResponse.ProtoReflect.Descriptor instead.
 func (*ListParametersResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{49}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListParametersResponse) GetParameters() []*Parameter {
@@ -3280,7 +3715,7 @@ const file_skein_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
 	"\arelease\x18\x03 \x01(\tR\arelease\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12.\n" +
-	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\x84\f\n" +
+	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xfb\f\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -3315,13 +3750,55 @@ const file_skein_fleet_v1_fleet_proto_rawDesc = "" +
 	"\arollout\x18\x1c \x01(\tR\arollout\x12\x17\n" +
 	"\aboot_id\x18\x1d \x01(\tR\x06bootId\x12%\n" +
 	"\x0eclock_doubtful\x18\x1e \x01(\bR\rclockDoubtful\x124\n" +
-	"\x16generation_from_future\x18\x1f \x01(\bR\x14generationFromFuture\x12#\n" +
+	"\x16generation_from_future\x18\x1f \x01(\bR\x14generationFromFuture\x128\n" +
+	"\n" +
+	"boot_chain\x18< \x01(\v2\x19.skein.fleet.v1.BootChainR\tbootChain\x12;\n" +
+	"\vagent_slots\x18= \x01(\v2\x1a.skein.fleet.v1.AgentSlotsR\n" +
+	"agentSlots\x12#\n" +
 	"\rbytes_fetched\x18d \x01(\x03R\fbytesFetched\x125\n" +
 	"\asources\x18e \x03(\v2\x1b.skein.fleet.v1.SourceBytesR\asources\x129\n" +
 	"\btransfer\x18x \x01(\v2\x1d.skein.fleet.v1.TransferStateR\btransfer\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"7\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc1\x02\n" +
+	"\tBootChain\x12\x16\n" +
+	"\x06driver\x18\x01 \x01(\tR\x06driver\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1e\n" +
+	"\n" +
+	"redundancy\x18\x03 \x01(\tR\n" +
+	"redundancy\x12\x18\n" +
+	"\acapsule\x18\x04 \x01(\tR\acapsule\x124\n" +
+	"\bfirmware\x18\x05 \x03(\v2\x18.skein.fleet.v1.BootSlotR\bfirmware\x120\n" +
+	"\x06rootfs\x18\x06 \x03(\v2\x18.skein.fleet.v1.BootSlotR\x06rootfs\x120\n" +
+	"\x04esrt\x18\a \x03(\v2\x1c.skein.fleet.v1.BootFirmwareR\x04esrt\x12.\n" +
+	"\x05traps\x18\b \x03(\v2\x18.skein.fleet.v1.BootTrapR\x05traps\"\x86\x01\n" +
+	"\bBootSlot\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x05R\x06number\x12\x16\n" +
+	"\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n" +
+	"\aretries\x18\x03 \x01(\x05R\aretries\x12\x18\n" +
+	"\acurrent\x18\x04 \x01(\bR\acurrent\x12\x16\n" +
+	"\x06active\x18\x05 \x01(\bR\x06active\"\xcb\x01\n" +
+	"\fBootFirmware\x12\x14\n" +
+	"\x05class\x18\x01 \x01(\tR\x05class\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12)\n" +
+	"\x10lowest_supported\x18\x03 \x01(\x04R\x0flowestSupported\x120\n" +
+	"\x14last_attempt_version\x18\x04 \x01(\x04R\x12lastAttemptVersion\x12.\n" +
+	"\x13last_attempt_status\x18\x05 \x01(\x04R\x11lastAttemptStatus\"P\n" +
+	"\bBootTrap\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aproblem\x18\x02 \x01(\tR\aproblem\x12\x16\n" +
+	"\x06repair\x18\x03 \x01(\tR\x06repair\"\xc6\x01\n" +
+	"\n" +
+	"AgentSlots\x12\x16\n" +
+	"\x06active\x18\x01 \x01(\tR\x06active\x12\x1a\n" +
+	"\bprevious\x18\x02 \x01(\tR\bprevious\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x14\n" +
+	"\x05trial\x18\x04 \x01(\tR\x05trial\x12\x1d\n" +
+	"\n" +
+	"tries_left\x18\x05 \x01(\x05R\ttriesLeft\x12\x1d\n" +
+	"\n" +
+	"checked_in\x18\x06 \x01(\bR\tcheckedIn\x12\x18\n" +
+	"\afailure\x18\a \x01(\tR\afailure\"7\n" +
 	"\vSourceBytes\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"\xda\x01\n" +
@@ -3555,7 +4032,7 @@ func file_skein_fleet_v1_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_skein_fleet_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_skein_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_skein_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_skein_fleet_v1_fleet_proto_goTypes = []any{
 	(DeviceState)(0),                  // 0: skein.fleet.v1.DeviceState
 	(ParameterScope)(0),               // 1: skein.fleet.v1.ParameterScope
@@ -3563,153 +4040,164 @@ var file_skein_fleet_v1_fleet_proto_goTypes = []any{
 	(*Condition)(nil),                 // 3: skein.fleet.v1.Condition
 	(*StepEntry)(nil),                 // 4: skein.fleet.v1.StepEntry
 	(*Device)(nil),                    // 5: skein.fleet.v1.Device
-	(*SourceBytes)(nil),               // 6: skein.fleet.v1.SourceBytes
-	(*TransferState)(nil),             // 7: skein.fleet.v1.TransferState
-	(*AllowanceUse)(nil),              // 8: skein.fleet.v1.AllowanceUse
-	(*Reading)(nil),                   // 9: skein.fleet.v1.Reading
-	(*ListDevicesRequest)(nil),        // 10: skein.fleet.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),       // 11: skein.fleet.v1.ListDevicesResponse
-	(*GetDeviceRequest)(nil),          // 12: skein.fleet.v1.GetDeviceRequest
-	(*GetDeviceResponse)(nil),         // 13: skein.fleet.v1.GetDeviceResponse
-	(*WatchDeviceRequest)(nil),        // 14: skein.fleet.v1.WatchDeviceRequest
-	(*WatchDeviceResponse)(nil),       // 15: skein.fleet.v1.WatchDeviceResponse
-	(*WatchFleetRequest)(nil),         // 16: skein.fleet.v1.WatchFleetRequest
-	(*WatchFleetResponse)(nil),        // 17: skein.fleet.v1.WatchFleetResponse
-	(*Count)(nil),                     // 18: skein.fleet.v1.Count
-	(*FleetStatus)(nil),               // 19: skein.fleet.v1.FleetStatus
-	(*GetFleetStatusRequest)(nil),     // 20: skein.fleet.v1.GetFleetStatusRequest
-	(*GetFleetStatusResponse)(nil),    // 21: skein.fleet.v1.GetFleetStatusResponse
-	(*ExplainDeviceRequest)(nil),      // 22: skein.fleet.v1.ExplainDeviceRequest
-	(*ExplainDeviceResponse)(nil),     // 23: skein.fleet.v1.ExplainDeviceResponse
-	(*DeviceEvent)(nil),               // 24: skein.fleet.v1.DeviceEvent
-	(*ListDeviceEventsRequest)(nil),   // 25: skein.fleet.v1.ListDeviceEventsRequest
-	(*ListDeviceEventsResponse)(nil),  // 26: skein.fleet.v1.ListDeviceEventsResponse
-	(*ApproveDeviceRequest)(nil),      // 27: skein.fleet.v1.ApproveDeviceRequest
-	(*ApproveDeviceResponse)(nil),     // 28: skein.fleet.v1.ApproveDeviceResponse
-	(*RevokeDeviceRequest)(nil),       // 29: skein.fleet.v1.RevokeDeviceRequest
-	(*RevokeDeviceResponse)(nil),      // 30: skein.fleet.v1.RevokeDeviceResponse
-	(*ReplaceDeviceRequest)(nil),      // 31: skein.fleet.v1.ReplaceDeviceRequest
-	(*ReplaceDeviceResponse)(nil),     // 32: skein.fleet.v1.ReplaceDeviceResponse
-	(*LabelDeviceRequest)(nil),        // 33: skein.fleet.v1.LabelDeviceRequest
-	(*LabelDeviceResponse)(nil),       // 34: skein.fleet.v1.LabelDeviceResponse
-	(*AssignReleaseRequest)(nil),      // 35: skein.fleet.v1.AssignReleaseRequest
-	(*AssignReleaseResponse)(nil),     // 36: skein.fleet.v1.AssignReleaseResponse
-	(*ConfirmGenerationRequest)(nil),  // 37: skein.fleet.v1.ConfirmGenerationRequest
-	(*ConfirmGenerationResponse)(nil), // 38: skein.fleet.v1.ConfirmGenerationResponse
-	(*Token)(nil),                     // 39: skein.fleet.v1.Token
-	(*CreateTokensRequest)(nil),       // 40: skein.fleet.v1.CreateTokensRequest
-	(*CreatedToken)(nil),              // 41: skein.fleet.v1.CreatedToken
-	(*CreateTokensResponse)(nil),      // 42: skein.fleet.v1.CreateTokensResponse
-	(*ListTokensRequest)(nil),         // 43: skein.fleet.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),        // 44: skein.fleet.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),        // 45: skein.fleet.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),       // 46: skein.fleet.v1.RevokeTokenResponse
-	(*Parameter)(nil),                 // 47: skein.fleet.v1.Parameter
-	(*SetParametersRequest)(nil),      // 48: skein.fleet.v1.SetParametersRequest
-	(*SetParametersResponse)(nil),     // 49: skein.fleet.v1.SetParametersResponse
-	(*ListParametersRequest)(nil),     // 50: skein.fleet.v1.ListParametersRequest
-	(*ListParametersResponse)(nil),    // 51: skein.fleet.v1.ListParametersResponse
-	nil,                               // 52: skein.fleet.v1.Device.LabelsEntry
-	nil,                               // 53: skein.fleet.v1.LabelDeviceRequest.SetEntry
-	nil,                               // 54: skein.fleet.v1.Token.LabelsEntry
-	nil,                               // 55: skein.fleet.v1.CreateTokensRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 56: google.protobuf.Timestamp
+	(*BootChain)(nil),                 // 6: skein.fleet.v1.BootChain
+	(*BootSlot)(nil),                  // 7: skein.fleet.v1.BootSlot
+	(*BootFirmware)(nil),              // 8: skein.fleet.v1.BootFirmware
+	(*BootTrap)(nil),                  // 9: skein.fleet.v1.BootTrap
+	(*AgentSlots)(nil),                // 10: skein.fleet.v1.AgentSlots
+	(*SourceBytes)(nil),               // 11: skein.fleet.v1.SourceBytes
+	(*TransferState)(nil),             // 12: skein.fleet.v1.TransferState
+	(*AllowanceUse)(nil),              // 13: skein.fleet.v1.AllowanceUse
+	(*Reading)(nil),                   // 14: skein.fleet.v1.Reading
+	(*ListDevicesRequest)(nil),        // 15: skein.fleet.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),       // 16: skein.fleet.v1.ListDevicesResponse
+	(*GetDeviceRequest)(nil),          // 17: skein.fleet.v1.GetDeviceRequest
+	(*GetDeviceResponse)(nil),         // 18: skein.fleet.v1.GetDeviceResponse
+	(*WatchDeviceRequest)(nil),        // 19: skein.fleet.v1.WatchDeviceRequest
+	(*WatchDeviceResponse)(nil),       // 20: skein.fleet.v1.WatchDeviceResponse
+	(*WatchFleetRequest)(nil),         // 21: skein.fleet.v1.WatchFleetRequest
+	(*WatchFleetResponse)(nil),        // 22: skein.fleet.v1.WatchFleetResponse
+	(*Count)(nil),                     // 23: skein.fleet.v1.Count
+	(*FleetStatus)(nil),               // 24: skein.fleet.v1.FleetStatus
+	(*GetFleetStatusRequest)(nil),     // 25: skein.fleet.v1.GetFleetStatusRequest
+	(*GetFleetStatusResponse)(nil),    // 26: skein.fleet.v1.GetFleetStatusResponse
+	(*ExplainDeviceRequest)(nil),      // 27: skein.fleet.v1.ExplainDeviceRequest
+	(*ExplainDeviceResponse)(nil),     // 28: skein.fleet.v1.ExplainDeviceResponse
+	(*DeviceEvent)(nil),               // 29: skein.fleet.v1.DeviceEvent
+	(*ListDeviceEventsRequest)(nil),   // 30: skein.fleet.v1.ListDeviceEventsRequest
+	(*ListDeviceEventsResponse)(nil),  // 31: skein.fleet.v1.ListDeviceEventsResponse
+	(*ApproveDeviceRequest)(nil),      // 32: skein.fleet.v1.ApproveDeviceRequest
+	(*ApproveDeviceResponse)(nil),     // 33: skein.fleet.v1.ApproveDeviceResponse
+	(*RevokeDeviceRequest)(nil),       // 34: skein.fleet.v1.RevokeDeviceRequest
+	(*RevokeDeviceResponse)(nil),      // 35: skein.fleet.v1.RevokeDeviceResponse
+	(*ReplaceDeviceRequest)(nil),      // 36: skein.fleet.v1.ReplaceDeviceRequest
+	(*ReplaceDeviceResponse)(nil),     // 37: skein.fleet.v1.ReplaceDeviceResponse
+	(*LabelDeviceRequest)(nil),        // 38: skein.fleet.v1.LabelDeviceRequest
+	(*LabelDeviceResponse)(nil),       // 39: skein.fleet.v1.LabelDeviceResponse
+	(*AssignReleaseRequest)(nil),      // 40: skein.fleet.v1.AssignReleaseRequest
+	(*AssignReleaseResponse)(nil),     // 41: skein.fleet.v1.AssignReleaseResponse
+	(*ConfirmGenerationRequest)(nil),  // 42: skein.fleet.v1.ConfirmGenerationRequest
+	(*ConfirmGenerationResponse)(nil), // 43: skein.fleet.v1.ConfirmGenerationResponse
+	(*Token)(nil),                     // 44: skein.fleet.v1.Token
+	(*CreateTokensRequest)(nil),       // 45: skein.fleet.v1.CreateTokensRequest
+	(*CreatedToken)(nil),              // 46: skein.fleet.v1.CreatedToken
+	(*CreateTokensResponse)(nil),      // 47: skein.fleet.v1.CreateTokensResponse
+	(*ListTokensRequest)(nil),         // 48: skein.fleet.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),        // 49: skein.fleet.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),        // 50: skein.fleet.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),       // 51: skein.fleet.v1.RevokeTokenResponse
+	(*Parameter)(nil),                 // 52: skein.fleet.v1.Parameter
+	(*SetParametersRequest)(nil),      // 53: skein.fleet.v1.SetParametersRequest
+	(*SetParametersResponse)(nil),     // 54: skein.fleet.v1.SetParametersResponse
+	(*ListParametersRequest)(nil),     // 55: skein.fleet.v1.ListParametersRequest
+	(*ListParametersResponse)(nil),    // 56: skein.fleet.v1.ListParametersResponse
+	nil,                               // 57: skein.fleet.v1.Device.LabelsEntry
+	nil,                               // 58: skein.fleet.v1.LabelDeviceRequest.SetEntry
+	nil,                               // 59: skein.fleet.v1.Token.LabelsEntry
+	nil,                               // 60: skein.fleet.v1.CreateTokensRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 61: google.protobuf.Timestamp
 }
 var file_skein_fleet_v1_fleet_proto_depIdxs = []int32{
-	56, // 0: skein.fleet.v1.Condition.since:type_name -> google.protobuf.Timestamp
-	56, // 1: skein.fleet.v1.StepEntry.time:type_name -> google.protobuf.Timestamp
-	52, // 2: skein.fleet.v1.Device.labels:type_name -> skein.fleet.v1.Device.LabelsEntry
+	61, // 0: skein.fleet.v1.Condition.since:type_name -> google.protobuf.Timestamp
+	61, // 1: skein.fleet.v1.StepEntry.time:type_name -> google.protobuf.Timestamp
+	57, // 2: skein.fleet.v1.Device.labels:type_name -> skein.fleet.v1.Device.LabelsEntry
 	0,  // 3: skein.fleet.v1.Device.state:type_name -> skein.fleet.v1.DeviceState
-	56, // 4: skein.fleet.v1.Device.last_seen:type_name -> google.protobuf.Timestamp
-	56, // 5: skein.fleet.v1.Device.enrolled:type_name -> google.protobuf.Timestamp
-	56, // 6: skein.fleet.v1.Device.certificate_not_after:type_name -> google.protobuf.Timestamp
+	61, // 4: skein.fleet.v1.Device.last_seen:type_name -> google.protobuf.Timestamp
+	61, // 5: skein.fleet.v1.Device.enrolled:type_name -> google.protobuf.Timestamp
+	61, // 6: skein.fleet.v1.Device.certificate_not_after:type_name -> google.protobuf.Timestamp
 	2,  // 7: skein.fleet.v1.Device.desired_generation:type_name -> skein.fleet.v1.Generation
 	2,  // 8: skein.fleet.v1.Device.held_generation:type_name -> skein.fleet.v1.Generation
 	3,  // 9: skein.fleet.v1.Device.conditions:type_name -> skein.fleet.v1.Condition
 	4,  // 10: skein.fleet.v1.Device.journal:type_name -> skein.fleet.v1.StepEntry
-	6,  // 11: skein.fleet.v1.Device.sources:type_name -> skein.fleet.v1.SourceBytes
-	7,  // 12: skein.fleet.v1.Device.transfer:type_name -> skein.fleet.v1.TransferState
-	8,  // 13: skein.fleet.v1.TransferState.used:type_name -> skein.fleet.v1.AllowanceUse
-	56, // 14: skein.fleet.v1.TransferState.until:type_name -> google.protobuf.Timestamp
-	56, // 15: skein.fleet.v1.Reading.time:type_name -> google.protobuf.Timestamp
-	5,  // 16: skein.fleet.v1.ListDevicesResponse.devices:type_name -> skein.fleet.v1.Device
-	5,  // 17: skein.fleet.v1.GetDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	9,  // 18: skein.fleet.v1.GetDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
-	5,  // 19: skein.fleet.v1.WatchDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	9,  // 20: skein.fleet.v1.WatchDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
-	19, // 21: skein.fleet.v1.WatchFleetResponse.status:type_name -> skein.fleet.v1.FleetStatus
-	5,  // 22: skein.fleet.v1.WatchFleetResponse.changed:type_name -> skein.fleet.v1.Device
-	18, // 23: skein.fleet.v1.FleetStatus.by_state:type_name -> skein.fleet.v1.Count
-	18, // 24: skein.fleet.v1.FleetStatus.by_target:type_name -> skein.fleet.v1.Count
-	18, // 25: skein.fleet.v1.FleetStatus.by_site:type_name -> skein.fleet.v1.Count
-	18, // 26: skein.fleet.v1.FleetStatus.by_release:type_name -> skein.fleet.v1.Count
-	18, // 27: skein.fleet.v1.FleetStatus.by_hardware:type_name -> skein.fleet.v1.Count
-	18, // 28: skein.fleet.v1.FleetStatus.by_condition:type_name -> skein.fleet.v1.Count
-	56, // 29: skein.fleet.v1.FleetStatus.time:type_name -> google.protobuf.Timestamp
-	19, // 30: skein.fleet.v1.GetFleetStatusResponse.status:type_name -> skein.fleet.v1.FleetStatus
-	56, // 31: skein.fleet.v1.DeviceEvent.time:type_name -> google.protobuf.Timestamp
-	56, // 32: skein.fleet.v1.DeviceEvent.received:type_name -> google.protobuf.Timestamp
-	24, // 33: skein.fleet.v1.ListDeviceEventsResponse.events:type_name -> skein.fleet.v1.DeviceEvent
-	5,  // 34: skein.fleet.v1.ApproveDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 35: skein.fleet.v1.RevokeDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 36: skein.fleet.v1.ReplaceDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	53, // 37: skein.fleet.v1.LabelDeviceRequest.set:type_name -> skein.fleet.v1.LabelDeviceRequest.SetEntry
-	5,  // 38: skein.fleet.v1.LabelDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 39: skein.fleet.v1.AssignReleaseResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 40: skein.fleet.v1.ConfirmGenerationResponse.device:type_name -> skein.fleet.v1.Device
-	56, // 41: skein.fleet.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	54, // 42: skein.fleet.v1.Token.labels:type_name -> skein.fleet.v1.Token.LabelsEntry
-	56, // 43: skein.fleet.v1.Token.created:type_name -> google.protobuf.Timestamp
-	55, // 44: skein.fleet.v1.CreateTokensRequest.labels:type_name -> skein.fleet.v1.CreateTokensRequest.LabelsEntry
-	39, // 45: skein.fleet.v1.CreatedToken.token:type_name -> skein.fleet.v1.Token
-	41, // 46: skein.fleet.v1.CreateTokensResponse.tokens:type_name -> skein.fleet.v1.CreatedToken
-	39, // 47: skein.fleet.v1.ListTokensResponse.tokens:type_name -> skein.fleet.v1.Token
-	39, // 48: skein.fleet.v1.RevokeTokenResponse.token:type_name -> skein.fleet.v1.Token
-	1,  // 49: skein.fleet.v1.Parameter.scope:type_name -> skein.fleet.v1.ParameterScope
-	47, // 50: skein.fleet.v1.SetParametersRequest.set:type_name -> skein.fleet.v1.Parameter
-	47, // 51: skein.fleet.v1.SetParametersRequest.remove:type_name -> skein.fleet.v1.Parameter
-	47, // 52: skein.fleet.v1.ListParametersResponse.parameters:type_name -> skein.fleet.v1.Parameter
-	10, // 53: skein.fleet.v1.FleetService.ListDevices:input_type -> skein.fleet.v1.ListDevicesRequest
-	12, // 54: skein.fleet.v1.FleetService.GetDevice:input_type -> skein.fleet.v1.GetDeviceRequest
-	14, // 55: skein.fleet.v1.FleetService.WatchDevice:input_type -> skein.fleet.v1.WatchDeviceRequest
-	16, // 56: skein.fleet.v1.FleetService.WatchFleet:input_type -> skein.fleet.v1.WatchFleetRequest
-	20, // 57: skein.fleet.v1.FleetService.GetFleetStatus:input_type -> skein.fleet.v1.GetFleetStatusRequest
-	22, // 58: skein.fleet.v1.FleetService.ExplainDevice:input_type -> skein.fleet.v1.ExplainDeviceRequest
-	25, // 59: skein.fleet.v1.FleetService.ListDeviceEvents:input_type -> skein.fleet.v1.ListDeviceEventsRequest
-	27, // 60: skein.fleet.v1.FleetService.ApproveDevice:input_type -> skein.fleet.v1.ApproveDeviceRequest
-	29, // 61: skein.fleet.v1.FleetService.RevokeDevice:input_type -> skein.fleet.v1.RevokeDeviceRequest
-	31, // 62: skein.fleet.v1.FleetService.ReplaceDevice:input_type -> skein.fleet.v1.ReplaceDeviceRequest
-	33, // 63: skein.fleet.v1.FleetService.LabelDevice:input_type -> skein.fleet.v1.LabelDeviceRequest
-	35, // 64: skein.fleet.v1.FleetService.AssignRelease:input_type -> skein.fleet.v1.AssignReleaseRequest
-	37, // 65: skein.fleet.v1.FleetService.ConfirmGeneration:input_type -> skein.fleet.v1.ConfirmGenerationRequest
-	40, // 66: skein.fleet.v1.FleetService.CreateTokens:input_type -> skein.fleet.v1.CreateTokensRequest
-	43, // 67: skein.fleet.v1.FleetService.ListTokens:input_type -> skein.fleet.v1.ListTokensRequest
-	45, // 68: skein.fleet.v1.FleetService.RevokeToken:input_type -> skein.fleet.v1.RevokeTokenRequest
-	48, // 69: skein.fleet.v1.FleetService.SetParameters:input_type -> skein.fleet.v1.SetParametersRequest
-	50, // 70: skein.fleet.v1.FleetService.ListParameters:input_type -> skein.fleet.v1.ListParametersRequest
-	11, // 71: skein.fleet.v1.FleetService.ListDevices:output_type -> skein.fleet.v1.ListDevicesResponse
-	13, // 72: skein.fleet.v1.FleetService.GetDevice:output_type -> skein.fleet.v1.GetDeviceResponse
-	15, // 73: skein.fleet.v1.FleetService.WatchDevice:output_type -> skein.fleet.v1.WatchDeviceResponse
-	17, // 74: skein.fleet.v1.FleetService.WatchFleet:output_type -> skein.fleet.v1.WatchFleetResponse
-	21, // 75: skein.fleet.v1.FleetService.GetFleetStatus:output_type -> skein.fleet.v1.GetFleetStatusResponse
-	23, // 76: skein.fleet.v1.FleetService.ExplainDevice:output_type -> skein.fleet.v1.ExplainDeviceResponse
-	26, // 77: skein.fleet.v1.FleetService.ListDeviceEvents:output_type -> skein.fleet.v1.ListDeviceEventsResponse
-	28, // 78: skein.fleet.v1.FleetService.ApproveDevice:output_type -> skein.fleet.v1.ApproveDeviceResponse
-	30, // 79: skein.fleet.v1.FleetService.RevokeDevice:output_type -> skein.fleet.v1.RevokeDeviceResponse
-	32, // 80: skein.fleet.v1.FleetService.ReplaceDevice:output_type -> skein.fleet.v1.ReplaceDeviceResponse
-	34, // 81: skein.fleet.v1.FleetService.LabelDevice:output_type -> skein.fleet.v1.LabelDeviceResponse
-	36, // 82: skein.fleet.v1.FleetService.AssignRelease:output_type -> skein.fleet.v1.AssignReleaseResponse
-	38, // 83: skein.fleet.v1.FleetService.ConfirmGeneration:output_type -> skein.fleet.v1.ConfirmGenerationResponse
-	42, // 84: skein.fleet.v1.FleetService.CreateTokens:output_type -> skein.fleet.v1.CreateTokensResponse
-	44, // 85: skein.fleet.v1.FleetService.ListTokens:output_type -> skein.fleet.v1.ListTokensResponse
-	46, // 86: skein.fleet.v1.FleetService.RevokeToken:output_type -> skein.fleet.v1.RevokeTokenResponse
-	49, // 87: skein.fleet.v1.FleetService.SetParameters:output_type -> skein.fleet.v1.SetParametersResponse
-	51, // 88: skein.fleet.v1.FleetService.ListParameters:output_type -> skein.fleet.v1.ListParametersResponse
-	71, // [71:89] is the sub-list for method output_type
-	53, // [53:71] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	6,  // 11: skein.fleet.v1.Device.boot_chain:type_name -> skein.fleet.v1.BootChain
+	10, // 12: skein.fleet.v1.Device.agent_slots:type_name -> skein.fleet.v1.AgentSlots
+	11, // 13: skein.fleet.v1.Device.sources:type_name -> skein.fleet.v1.SourceBytes
+	12, // 14: skein.fleet.v1.Device.transfer:type_name -> skein.fleet.v1.TransferState
+	7,  // 15: skein.fleet.v1.BootChain.firmware:type_name -> skein.fleet.v1.BootSlot
+	7,  // 16: skein.fleet.v1.BootChain.rootfs:type_name -> skein.fleet.v1.BootSlot
+	8,  // 17: skein.fleet.v1.BootChain.esrt:type_name -> skein.fleet.v1.BootFirmware
+	9,  // 18: skein.fleet.v1.BootChain.traps:type_name -> skein.fleet.v1.BootTrap
+	13, // 19: skein.fleet.v1.TransferState.used:type_name -> skein.fleet.v1.AllowanceUse
+	61, // 20: skein.fleet.v1.TransferState.until:type_name -> google.protobuf.Timestamp
+	61, // 21: skein.fleet.v1.Reading.time:type_name -> google.protobuf.Timestamp
+	5,  // 22: skein.fleet.v1.ListDevicesResponse.devices:type_name -> skein.fleet.v1.Device
+	5,  // 23: skein.fleet.v1.GetDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	14, // 24: skein.fleet.v1.GetDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
+	5,  // 25: skein.fleet.v1.WatchDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	14, // 26: skein.fleet.v1.WatchDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
+	24, // 27: skein.fleet.v1.WatchFleetResponse.status:type_name -> skein.fleet.v1.FleetStatus
+	5,  // 28: skein.fleet.v1.WatchFleetResponse.changed:type_name -> skein.fleet.v1.Device
+	23, // 29: skein.fleet.v1.FleetStatus.by_state:type_name -> skein.fleet.v1.Count
+	23, // 30: skein.fleet.v1.FleetStatus.by_target:type_name -> skein.fleet.v1.Count
+	23, // 31: skein.fleet.v1.FleetStatus.by_site:type_name -> skein.fleet.v1.Count
+	23, // 32: skein.fleet.v1.FleetStatus.by_release:type_name -> skein.fleet.v1.Count
+	23, // 33: skein.fleet.v1.FleetStatus.by_hardware:type_name -> skein.fleet.v1.Count
+	23, // 34: skein.fleet.v1.FleetStatus.by_condition:type_name -> skein.fleet.v1.Count
+	61, // 35: skein.fleet.v1.FleetStatus.time:type_name -> google.protobuf.Timestamp
+	24, // 36: skein.fleet.v1.GetFleetStatusResponse.status:type_name -> skein.fleet.v1.FleetStatus
+	61, // 37: skein.fleet.v1.DeviceEvent.time:type_name -> google.protobuf.Timestamp
+	61, // 38: skein.fleet.v1.DeviceEvent.received:type_name -> google.protobuf.Timestamp
+	29, // 39: skein.fleet.v1.ListDeviceEventsResponse.events:type_name -> skein.fleet.v1.DeviceEvent
+	5,  // 40: skein.fleet.v1.ApproveDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 41: skein.fleet.v1.RevokeDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 42: skein.fleet.v1.ReplaceDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	58, // 43: skein.fleet.v1.LabelDeviceRequest.set:type_name -> skein.fleet.v1.LabelDeviceRequest.SetEntry
+	5,  // 44: skein.fleet.v1.LabelDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 45: skein.fleet.v1.AssignReleaseResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 46: skein.fleet.v1.ConfirmGenerationResponse.device:type_name -> skein.fleet.v1.Device
+	61, // 47: skein.fleet.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	59, // 48: skein.fleet.v1.Token.labels:type_name -> skein.fleet.v1.Token.LabelsEntry
+	61, // 49: skein.fleet.v1.Token.created:type_name -> google.protobuf.Timestamp
+	60, // 50: skein.fleet.v1.CreateTokensRequest.labels:type_name -> skein.fleet.v1.CreateTokensRequest.LabelsEntry
+	44, // 51: skein.fleet.v1.CreatedToken.token:type_name -> skein.fleet.v1.Token
+	46, // 52: skein.fleet.v1.CreateTokensResponse.tokens:type_name -> skein.fleet.v1.CreatedToken
+	44, // 53: skein.fleet.v1.ListTokensResponse.tokens:type_name -> skein.fleet.v1.Token
+	44, // 54: skein.fleet.v1.RevokeTokenResponse.token:type_name -> skein.fleet.v1.Token
+	1,  // 55: skein.fleet.v1.Parameter.scope:type_name -> skein.fleet.v1.ParameterScope
+	52, // 56: skein.fleet.v1.SetParametersRequest.set:type_name -> skein.fleet.v1.Parameter
+	52, // 57: skein.fleet.v1.SetParametersRequest.remove:type_name -> skein.fleet.v1.Parameter
+	52, // 58: skein.fleet.v1.ListParametersResponse.parameters:type_name -> skein.fleet.v1.Parameter
+	15, // 59: skein.fleet.v1.FleetService.ListDevices:input_type -> skein.fleet.v1.ListDevicesRequest
+	17, // 60: skein.fleet.v1.FleetService.GetDevice:input_type -> skein.fleet.v1.GetDeviceRequest
+	19, // 61: skein.fleet.v1.FleetService.WatchDevice:input_type -> skein.fleet.v1.WatchDeviceRequest
+	21, // 62: skein.fleet.v1.FleetService.WatchFleet:input_type -> skein.fleet.v1.WatchFleetRequest
+	25, // 63: skein.fleet.v1.FleetService.GetFleetStatus:input_type -> skein.fleet.v1.GetFleetStatusRequest
+	27, // 64: skein.fleet.v1.FleetService.ExplainDevice:input_type -> skein.fleet.v1.ExplainDeviceRequest
+	30, // 65: skein.fleet.v1.FleetService.ListDeviceEvents:input_type -> skein.fleet.v1.ListDeviceEventsRequest
+	32, // 66: skein.fleet.v1.FleetService.ApproveDevice:input_type -> skein.fleet.v1.ApproveDeviceRequest
+	34, // 67: skein.fleet.v1.FleetService.RevokeDevice:input_type -> skein.fleet.v1.RevokeDeviceRequest
+	36, // 68: skein.fleet.v1.FleetService.ReplaceDevice:input_type -> skein.fleet.v1.ReplaceDeviceRequest
+	38, // 69: skein.fleet.v1.FleetService.LabelDevice:input_type -> skein.fleet.v1.LabelDeviceRequest
+	40, // 70: skein.fleet.v1.FleetService.AssignRelease:input_type -> skein.fleet.v1.AssignReleaseRequest
+	42, // 71: skein.fleet.v1.FleetService.ConfirmGeneration:input_type -> skein.fleet.v1.ConfirmGenerationRequest
+	45, // 72: skein.fleet.v1.FleetService.CreateTokens:input_type -> skein.fleet.v1.CreateTokensRequest
+	48, // 73: skein.fleet.v1.FleetService.ListTokens:input_type -> skein.fleet.v1.ListTokensRequest
+	50, // 74: skein.fleet.v1.FleetService.RevokeToken:input_type -> skein.fleet.v1.RevokeTokenRequest
+	53, // 75: skein.fleet.v1.FleetService.SetParameters:input_type -> skein.fleet.v1.SetParametersRequest
+	55, // 76: skein.fleet.v1.FleetService.ListParameters:input_type -> skein.fleet.v1.ListParametersRequest
+	16, // 77: skein.fleet.v1.FleetService.ListDevices:output_type -> skein.fleet.v1.ListDevicesResponse
+	18, // 78: skein.fleet.v1.FleetService.GetDevice:output_type -> skein.fleet.v1.GetDeviceResponse
+	20, // 79: skein.fleet.v1.FleetService.WatchDevice:output_type -> skein.fleet.v1.WatchDeviceResponse
+	22, // 80: skein.fleet.v1.FleetService.WatchFleet:output_type -> skein.fleet.v1.WatchFleetResponse
+	26, // 81: skein.fleet.v1.FleetService.GetFleetStatus:output_type -> skein.fleet.v1.GetFleetStatusResponse
+	28, // 82: skein.fleet.v1.FleetService.ExplainDevice:output_type -> skein.fleet.v1.ExplainDeviceResponse
+	31, // 83: skein.fleet.v1.FleetService.ListDeviceEvents:output_type -> skein.fleet.v1.ListDeviceEventsResponse
+	33, // 84: skein.fleet.v1.FleetService.ApproveDevice:output_type -> skein.fleet.v1.ApproveDeviceResponse
+	35, // 85: skein.fleet.v1.FleetService.RevokeDevice:output_type -> skein.fleet.v1.RevokeDeviceResponse
+	37, // 86: skein.fleet.v1.FleetService.ReplaceDevice:output_type -> skein.fleet.v1.ReplaceDeviceResponse
+	39, // 87: skein.fleet.v1.FleetService.LabelDevice:output_type -> skein.fleet.v1.LabelDeviceResponse
+	41, // 88: skein.fleet.v1.FleetService.AssignRelease:output_type -> skein.fleet.v1.AssignReleaseResponse
+	43, // 89: skein.fleet.v1.FleetService.ConfirmGeneration:output_type -> skein.fleet.v1.ConfirmGenerationResponse
+	47, // 90: skein.fleet.v1.FleetService.CreateTokens:output_type -> skein.fleet.v1.CreateTokensResponse
+	49, // 91: skein.fleet.v1.FleetService.ListTokens:output_type -> skein.fleet.v1.ListTokensResponse
+	51, // 92: skein.fleet.v1.FleetService.RevokeToken:output_type -> skein.fleet.v1.RevokeTokenResponse
+	54, // 93: skein.fleet.v1.FleetService.SetParameters:output_type -> skein.fleet.v1.SetParametersResponse
+	56, // 94: skein.fleet.v1.FleetService.ListParameters:output_type -> skein.fleet.v1.ListParametersResponse
+	77, // [77:95] is the sub-list for method output_type
+	59, // [59:77] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_skein_fleet_v1_fleet_proto_init() }
@@ -3723,7 +4211,7 @@ func file_skein_fleet_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skein_fleet_v1_fleet_proto_rawDesc), len(file_skein_fleet_v1_fleet_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   54,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -179,7 +179,12 @@ type Release struct {
 	// Soak on the device in seconds.
 	SoakSeconds int64 `protobuf:"varint,12,opt,name=soak_seconds,json=soakSeconds,proto3" json:"soak_seconds,omitempty"`
 	// Devices that run it now.
-	Running       int32 `protobuf:"varint,13,opt,name=running,proto3" json:"running,omitempty"`
+	Running int32 `protobuf:"varint,13,opt,name=running,proto3" json:"running,omitempty"`
+	// Targets whose devices get another agent or operating system with it.
+	AgentTargets []string `protobuf:"bytes,60,rep,name=agent_targets,json=agentTargets,proto3" json:"agent_targets,omitempty"`
+	OsTargets    []string `protobuf:"bytes,61,rep,name=os_targets,json=osTargets,proto3" json:"os_targets,omitempty"`
+	// What it waits for before a device can run it, empty when it is usable.
+	Pending       string `protobuf:"bytes,40,opt,name=pending,proto3" json:"pending,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -305,6 +310,27 @@ func (x *Release) GetRunning() int32 {
 	return 0
 }
 
+func (x *Release) GetAgentTargets() []string {
+	if x != nil {
+		return x.AgentTargets
+	}
+	return nil
+}
+
+func (x *Release) GetOsTargets() []string {
+	if x != nil {
+		return x.OsTargets
+	}
+	return nil
+}
+
+func (x *Release) GetPending() string {
+	if x != nil {
+		return x.Pending
+	}
+	return ""
+}
+
 type CreateReleaseRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -313,9 +339,14 @@ type CreateReleaseRequest struct {
 	// name@version of the model.
 	Model string `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
 	// Targets to serve; empty: every target that the fleet reports.
-	Targets       []string                `protobuf:"bytes,4,rep,name=targets,proto3" json:"targets,omitempty"`
-	Parameters    []*ParameterDeclaration `protobuf:"bytes,5,rep,name=parameters,proto3" json:"parameters,omitempty"`
-	SoakSeconds   int64                   `protobuf:"varint,6,opt,name=soak_seconds,json=soakSeconds,proto3" json:"soak_seconds,omitempty"`
+	Targets     []string                `protobuf:"bytes,4,rep,name=targets,proto3" json:"targets,omitempty"`
+	Parameters  []*ParameterDeclaration `protobuf:"bytes,5,rep,name=parameters,proto3" json:"parameters,omitempty"`
+	SoakSeconds int64                   `protobuf:"varint,6,opt,name=soak_seconds,json=soakSeconds,proto3" json:"soak_seconds,omitempty"`
+	// List it in the role auto/MODEL, with no hand, within the policy that persons
+	// signed for the model.
+	Auto bool `protobuf:"varint,40,opt,name=auto,proto3" json:"auto,omitempty"`
+	// What it brings for the machine beside the model.
+	Machine       []*MachineLayer `protobuf:"bytes,60,rep,name=machine,proto3" json:"machine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -392,6 +423,92 @@ func (x *CreateReleaseRequest) GetSoakSeconds() int64 {
 	return 0
 }
 
+func (x *CreateReleaseRequest) GetAuto() bool {
+	if x != nil {
+		return x.Auto
+	}
+	return false
+}
+
+func (x *CreateReleaseRequest) GetMachine() []*MachineLayer {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+// MachineLayer is an agent binary or an image of an operating system, uploaded
+// before.
+type MachineLayer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Target of the release that gets it; empty: all targets that it can be for.
+	Target        string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	AgentDigest   string `protobuf:"bytes,2,opt,name=agent_digest,json=agentDigest,proto3" json:"agent_digest,omitempty"`
+	OsImageDigest string `protobuf:"bytes,3,opt,name=os_image_digest,json=osImageDigest,proto3" json:"os_image_digest,omitempty"`
+	// The target that a device has once it runs the image; it is served too.
+	OsTarget      string `protobuf:"bytes,4,opt,name=os_target,json=osTarget,proto3" json:"os_target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MachineLayer) Reset() {
+	*x = MachineLayer{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MachineLayer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MachineLayer) ProtoMessage() {}
+
+func (x *MachineLayer) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MachineLayer.ProtoReflect.Descriptor instead.
+func (*MachineLayer) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *MachineLayer) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *MachineLayer) GetAgentDigest() string {
+	if x != nil {
+		return x.AgentDigest
+	}
+	return ""
+}
+
+func (x *MachineLayer) GetOsImageDigest() string {
+	if x != nil {
+		return x.OsImageDigest
+	}
+	return ""
+}
+
+func (x *MachineLayer) GetOsTarget() string {
+	if x != nil {
+		return x.OsTarget
+	}
+	return ""
+}
+
 type CreateReleaseResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Release       *Release               `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
@@ -401,7 +518,7 @@ type CreateReleaseResponse struct {
 
 func (x *CreateReleaseResponse) Reset() {
 	*x = CreateReleaseResponse{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[4]
+	mi := &file_skein_release_v1_release_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -413,7 +530,7 @@ func (x *CreateReleaseResponse) String() string {
 func (*CreateReleaseResponse) ProtoMessage() {}
 
 func (x *CreateReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[4]
+	mi := &file_skein_release_v1_release_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -426,7 +543,7 @@ func (x *CreateReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReleaseResponse.ProtoReflect.Descriptor instead.
 func (*CreateReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{4}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CreateReleaseResponse) GetRelease() *Release {
@@ -444,7 +561,7 @@ type ListReleasesRequest struct {
 
 func (x *ListReleasesRequest) Reset() {
 	*x = ListReleasesRequest{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[5]
+	mi := &file_skein_release_v1_release_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -456,7 +573,7 @@ func (x *ListReleasesRequest) String() string {
 func (*ListReleasesRequest) ProtoMessage() {}
 
 func (x *ListReleasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[5]
+	mi := &file_skein_release_v1_release_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -469,7 +586,7 @@ func (x *ListReleasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleasesRequest.ProtoReflect.Descriptor instead.
 func (*ListReleasesRequest) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{5}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{6}
 }
 
 type ListReleasesResponse struct {
@@ -481,7 +598,7 @@ type ListReleasesResponse struct {
 
 func (x *ListReleasesResponse) Reset() {
 	*x = ListReleasesResponse{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[6]
+	mi := &file_skein_release_v1_release_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -493,7 +610,7 @@ func (x *ListReleasesResponse) String() string {
 func (*ListReleasesResponse) ProtoMessage() {}
 
 func (x *ListReleasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[6]
+	mi := &file_skein_release_v1_release_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -506,7 +623,7 @@ func (x *ListReleasesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleasesResponse.ProtoReflect.Descriptor instead.
 func (*ListReleasesResponse) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{6}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListReleasesResponse) GetReleases() []*Release {
@@ -530,7 +647,7 @@ type GetReleaseRequest struct {
 
 func (x *GetReleaseRequest) Reset() {
 	*x = GetReleaseRequest{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[7]
+	mi := &file_skein_release_v1_release_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -542,7 +659,7 @@ func (x *GetReleaseRequest) String() string {
 func (*GetReleaseRequest) ProtoMessage() {}
 
 func (x *GetReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[7]
+	mi := &file_skein_release_v1_release_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -555,7 +672,7 @@ func (x *GetReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReleaseRequest.ProtoReflect.Descriptor instead.
 func (*GetReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{7}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetReleaseRequest) GetRelease() string {
@@ -600,7 +717,7 @@ type Layer struct {
 
 func (x *Layer) Reset() {
 	*x = Layer{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[8]
+	mi := &file_skein_release_v1_release_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -612,7 +729,7 @@ func (x *Layer) String() string {
 func (*Layer) ProtoMessage() {}
 
 func (x *Layer) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[8]
+	mi := &file_skein_release_v1_release_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -625,7 +742,7 @@ func (x *Layer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Layer.ProtoReflect.Descriptor instead.
 func (*Layer) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{8}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Layer) GetTitle() string {
@@ -704,7 +821,7 @@ type LayerPatch struct {
 
 func (x *LayerPatch) Reset() {
 	*x = LayerPatch{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[9]
+	mi := &file_skein_release_v1_release_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +833,7 @@ func (x *LayerPatch) String() string {
 func (*LayerPatch) ProtoMessage() {}
 
 func (x *LayerPatch) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[9]
+	mi := &file_skein_release_v1_release_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +846,7 @@ func (x *LayerPatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerPatch.ProtoReflect.Descriptor instead.
 func (*LayerPatch) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{9}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LayerPatch) GetBaseDigest() string {
@@ -771,7 +888,7 @@ type Transfer struct {
 
 func (x *Transfer) Reset() {
 	*x = Transfer{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[10]
+	mi := &file_skein_release_v1_release_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -783,7 +900,7 @@ func (x *Transfer) String() string {
 func (*Transfer) ProtoMessage() {}
 
 func (x *Transfer) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[10]
+	mi := &file_skein_release_v1_release_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -796,7 +913,7 @@ func (x *Transfer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transfer.ProtoReflect.Descriptor instead.
 func (*Transfer) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{10}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Transfer) GetDeviceId() string {
@@ -856,7 +973,7 @@ type GetReleaseResponse struct {
 
 func (x *GetReleaseResponse) Reset() {
 	*x = GetReleaseResponse{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[11]
+	mi := &file_skein_release_v1_release_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -868,7 +985,7 @@ func (x *GetReleaseResponse) String() string {
 func (*GetReleaseResponse) ProtoMessage() {}
 
 func (x *GetReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[11]
+	mi := &file_skein_release_v1_release_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -881,7 +998,7 @@ func (x *GetReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReleaseResponse.ProtoReflect.Descriptor instead.
 func (*GetReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{11}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetReleaseResponse) GetRelease() *Release {
@@ -919,6 +1036,1023 @@ func (x *GetReleaseResponse) GetTransfer() *Transfer {
 	return nil
 }
 
+type ListAttestationsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Digest or name@version.
+	Release       string `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAttestationsRequest) Reset() {
+	*x = ListAttestationsRequest{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAttestationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAttestationsRequest) ProtoMessage() {}
+
+func (x *ListAttestationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAttestationsRequest.ProtoReflect.Descriptor instead.
+func (*ListAttestationsRequest) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListAttestationsRequest) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+// Attestation is a manifest that refers to a release.
+type Attestation struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ManifestDigest string                 `protobuf:"bytes,1,opt,name=manifest_digest,json=manifestDigest,proto3" json:"manifest_digest,omitempty"`
+	ArtifactType   string                 `protobuf:"bytes,2,opt,name=artifact_type,json=artifactType,proto3" json:"artifact_type,omitempty"`
+	// Of a signed statement.
+	PredicateType string `protobuf:"bytes,3,opt,name=predicate_type,json=predicateType,proto3" json:"predicate_type,omitempty"`
+	BuildType     string `protobuf:"bytes,4,opt,name=build_type,json=buildType,proto3" json:"build_type,omitempty"`
+	// The document itself, and its size; 0 for what has not exactly one.
+	DocumentDigest string `protobuf:"bytes,5,opt,name=document_digest,json=documentDigest,proto3" json:"document_digest,omitempty"`
+	Bytes          int64  `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Made by a control plane, ours or the one that the release came from.
+	Own           bool                   `protobuf:"varint,7,opt,name=own,proto3" json:"own,omitempty"`
+	Created       *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created,proto3" json:"created,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Attestation) Reset() {
+	*x = Attestation{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Attestation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Attestation) ProtoMessage() {}
+
+func (x *Attestation) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Attestation.ProtoReflect.Descriptor instead.
+func (*Attestation) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Attestation) GetManifestDigest() string {
+	if x != nil {
+		return x.ManifestDigest
+	}
+	return ""
+}
+
+func (x *Attestation) GetArtifactType() string {
+	if x != nil {
+		return x.ArtifactType
+	}
+	return ""
+}
+
+func (x *Attestation) GetPredicateType() string {
+	if x != nil {
+		return x.PredicateType
+	}
+	return ""
+}
+
+func (x *Attestation) GetBuildType() string {
+	if x != nil {
+		return x.BuildType
+	}
+	return ""
+}
+
+func (x *Attestation) GetDocumentDigest() string {
+	if x != nil {
+		return x.DocumentDigest
+	}
+	return ""
+}
+
+func (x *Attestation) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Attestation) GetOwn() bool {
+	if x != nil {
+		return x.Own
+	}
+	return false
+}
+
+func (x *Attestation) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+type ListAttestationsResponse struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Attestations []*Attestation         `protobuf:"bytes,1,rep,name=attestations,proto3" json:"attestations,omitempty"`
+	// The path under which the TUF targets list the release.
+	Target string `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	// Where its referrers are: GET /v2/{repository}/referrers/{digest}.
+	Repository    string `protobuf:"bytes,3,opt,name=repository,proto3" json:"repository,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAttestationsResponse) Reset() {
+	*x = ListAttestationsResponse{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAttestationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAttestationsResponse) ProtoMessage() {}
+
+func (x *ListAttestationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAttestationsResponse.ProtoReflect.Descriptor instead.
+func (*ListAttestationsResponse) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListAttestationsResponse) GetAttestations() []*Attestation {
+	if x != nil {
+		return x.Attestations
+	}
+	return nil
+}
+
+func (x *ListAttestationsResponse) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ListAttestationsResponse) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
+}
+
+type ExportReleaseRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Digest or name@version.
+	Release string `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
+	// Targets whose layers go along; empty: all, or those of the devices.
+	Targets []string `protobuf:"bytes,2,rep,name=targets,proto3" json:"targets,omitempty"`
+	// Devices, by id, serial or name, whose signed desired state goes along. The
+	// release must be the one that they are to run.
+	Devices []string `protobuf:"bytes,3,rep,name=devices,proto3" json:"devices,omitempty"`
+	// Also every device of these selectors, such as site=lyon.
+	Selectors []string `protobuf:"bytes,4,rep,name=selectors,proto3" json:"selectors,omitempty"`
+	// First root of the chain that goes along; 0: all of it.
+	RootFrom      int64 `protobuf:"varint,5,opt,name=root_from,json=rootFrom,proto3" json:"root_from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportReleaseRequest) Reset() {
+	*x = ExportReleaseRequest{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportReleaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportReleaseRequest) ProtoMessage() {}
+
+func (x *ExportReleaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportReleaseRequest.ProtoReflect.Descriptor instead.
+func (*ExportReleaseRequest) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ExportReleaseRequest) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *ExportReleaseRequest) GetTargets() []string {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
+}
+
+func (x *ExportReleaseRequest) GetDevices() []string {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *ExportReleaseRequest) GetSelectors() []string {
+	if x != nil {
+		return x.Selectors
+	}
+	return nil
+}
+
+func (x *ExportReleaseRequest) GetRootFrom() int64 {
+	if x != nil {
+		return x.RootFrom
+	}
+	return 0
+}
+
+type ExportReleaseResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The bundle up to its first layer, as an archive of its own.
+	Head          []byte   `protobuf:"bytes,1,opt,name=head,proto3" json:"head,omitempty"`
+	Devices       []string `protobuf:"bytes,2,rep,name=devices,proto3" json:"devices,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportReleaseResponse) Reset() {
+	*x = ExportReleaseResponse{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportReleaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportReleaseResponse) ProtoMessage() {}
+
+func (x *ExportReleaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportReleaseResponse.ProtoReflect.Descriptor instead.
+func (*ExportReleaseResponse) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ExportReleaseResponse) GetHead() []byte {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+func (x *ExportReleaseResponse) GetDevices() []string {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+type ImportReleaseRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Digest of the head, uploaded as a blob.
+	HeadDigest string `protobuf:"bytes,1,opt,name=head_digest,json=headDigest,proto3" json:"head_digest,omitempty"`
+	// Verify and say what is missing, change nothing.
+	Check         bool `protobuf:"varint,2,opt,name=check,proto3" json:"check,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportReleaseRequest) Reset() {
+	*x = ImportReleaseRequest{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportReleaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportReleaseRequest) ProtoMessage() {}
+
+func (x *ImportReleaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportReleaseRequest.ProtoReflect.Descriptor instead.
+func (*ImportReleaseRequest) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ImportReleaseRequest) GetHeadDigest() string {
+	if x != nil {
+		return x.HeadDigest
+	}
+	return ""
+}
+
+func (x *ImportReleaseRequest) GetCheck() bool {
+	if x != nil {
+		return x.Check
+	}
+	return false
+}
+
+type ImportReleaseResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Release *Release               `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
+	// Layers that are not here yet; upload them and call again.
+	Missing []string `protobuf:"bytes,2,rep,name=missing,proto3" json:"missing,omitempty"`
+	// The release is here already, nothing was changed.
+	Existing bool `protobuf:"varint,3,opt,name=existing,proto3" json:"existing,omitempty"`
+	// Whose bundle it is.
+	Publisher string `protobuf:"bytes,4,opt,name=publisher,proto3" json:"publisher,omitempty"`
+	// The signed statements that were verified.
+	Verified      int32 `protobuf:"varint,5,opt,name=verified,proto3" json:"verified,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportReleaseResponse) Reset() {
+	*x = ImportReleaseResponse{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportReleaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportReleaseResponse) ProtoMessage() {}
+
+func (x *ImportReleaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportReleaseResponse.ProtoReflect.Descriptor instead.
+func (*ImportReleaseResponse) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ImportReleaseResponse) GetRelease() *Release {
+	if x != nil {
+		return x.Release
+	}
+	return nil
+}
+
+func (x *ImportReleaseResponse) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *ImportReleaseResponse) GetExisting() bool {
+	if x != nil {
+		return x.Existing
+	}
+	return false
+}
+
+func (x *ImportReleaseResponse) GetPublisher() string {
+	if x != nil {
+		return x.Publisher
+	}
+	return ""
+}
+
+func (x *ImportReleaseResponse) GetVerified() int32 {
+	if x != nil {
+		return x.Verified
+	}
+	return 0
+}
+
+type Publisher struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// sha256 of the root that was given.
+	RootDigest    string                 `protobuf:"bytes,2,opt,name=root_digest,json=rootDigest,proto3" json:"root_digest,omitempty"`
+	Added         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=added,proto3" json:"added,omitempty"`
+	AddedBy       string                 `protobuf:"bytes,4,opt,name=added_by,json=addedBy,proto3" json:"added_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Publisher) Reset() {
+	*x = Publisher{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Publisher) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Publisher) ProtoMessage() {}
+
+func (x *Publisher) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Publisher.ProtoReflect.Descriptor instead.
+func (*Publisher) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Publisher) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Publisher) GetRootDigest() string {
+	if x != nil {
+		return x.RootDigest
+	}
+	return ""
+}
+
+func (x *Publisher) GetAdded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Added
+	}
+	return nil
+}
+
+func (x *Publisher) GetAddedBy() string {
+	if x != nil {
+		return x.AddedBy
+	}
+	return ""
+}
+
+type AddPublisherRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Root          []byte                 `protobuf:"bytes,2,opt,name=root,proto3" json:"root,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddPublisherRequest) Reset() {
+	*x = AddPublisherRequest{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddPublisherRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddPublisherRequest) ProtoMessage() {}
+
+func (x *AddPublisherRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddPublisherRequest.ProtoReflect.Descriptor instead.
+func (*AddPublisherRequest) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *AddPublisherRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AddPublisherRequest) GetRoot() []byte {
+	if x != nil {
+		return x.Root
+	}
+	return nil
+}
+
+type AddPublisherResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Publisher     *Publisher             `protobuf:"bytes,1,opt,name=publisher,proto3" json:"publisher,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddPublisherResponse) Reset() {
+	*x = AddPublisherResponse{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddPublisherResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddPublisherResponse) ProtoMessage() {}
+
+func (x *AddPublisherResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddPublisherResponse.ProtoReflect.Descriptor instead.
+func (*AddPublisherResponse) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *AddPublisherResponse) GetPublisher() *Publisher {
+	if x != nil {
+		return x.Publisher
+	}
+	return nil
+}
+
+type ListPublishersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPublishersRequest) Reset() {
+	*x = ListPublishersRequest{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPublishersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPublishersRequest) ProtoMessage() {}
+
+func (x *ListPublishersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPublishersRequest.ProtoReflect.Descriptor instead.
+func (*ListPublishersRequest) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{23}
+}
+
+type ListPublishersResponse struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Publishers []*Publisher           `protobuf:"bytes,1,rep,name=publishers,proto3" json:"publishers,omitempty"`
+	// The root of this control plane, for others to trust.
+	OwnRoot       []byte `protobuf:"bytes,2,opt,name=own_root,json=ownRoot,proto3" json:"own_root,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPublishersResponse) Reset() {
+	*x = ListPublishersResponse{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPublishersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPublishersResponse) ProtoMessage() {}
+
+func (x *ListPublishersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPublishersResponse.ProtoReflect.Descriptor instead.
+func (*ListPublishersResponse) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ListPublishersResponse) GetPublishers() []*Publisher {
+	if x != nil {
+		return x.Publishers
+	}
+	return nil
+}
+
+func (x *ListPublishersResponse) GetOwnRoot() []byte {
+	if x != nil {
+		return x.OwnRoot
+	}
+	return nil
+}
+
+type RemovePublisherRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemovePublisherRequest) Reset() {
+	*x = RemovePublisherRequest{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemovePublisherRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemovePublisherRequest) ProtoMessage() {}
+
+func (x *RemovePublisherRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemovePublisherRequest.ProtoReflect.Descriptor instead.
+func (*RemovePublisherRequest) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RemovePublisherRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RemovePublisherResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemovePublisherResponse) Reset() {
+	*x = RemovePublisherResponse{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemovePublisherResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemovePublisherResponse) ProtoMessage() {}
+
+func (x *RemovePublisherResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemovePublisherResponse.ProtoReflect.Descriptor instead.
+func (*RemovePublisherResponse) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{26}
+}
+
+type ImportReceiptsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Receipts      []*Receipt             `protobuf:"bytes,1,rep,name=receipts,proto3" json:"receipts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportReceiptsRequest) Reset() {
+	*x = ImportReceiptsRequest{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportReceiptsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportReceiptsRequest) ProtoMessage() {}
+
+func (x *ImportReceiptsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportReceiptsRequest.ProtoReflect.Descriptor instead.
+func (*ImportReceiptsRequest) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ImportReceiptsRequest) GetReceipts() []*Receipt {
+	if x != nil {
+		return x.Receipts
+	}
+	return nil
+}
+
+// Receipt is the report of one device, signed by it.
+type Receipt struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	Report        []byte                 `protobuf:"bytes,2,opt,name=report,proto3" json:"report,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Receipt) Reset() {
+	*x = Receipt{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Receipt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Receipt) ProtoMessage() {}
+
+func (x *Receipt) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
+func (*Receipt) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Receipt) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *Receipt) GetReport() []byte {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
+type ImportReceiptsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Results       []*ReceiptResult       `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportReceiptsResponse) Reset() {
+	*x = ImportReceiptsResponse{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportReceiptsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportReceiptsResponse) ProtoMessage() {}
+
+func (x *ImportReceiptsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportReceiptsResponse.ProtoReflect.Descriptor instead.
+func (*ImportReceiptsResponse) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ImportReceiptsResponse) GetResults() []*ReceiptResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+type ReceiptResult struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Device string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	// Empty when the report was taken.
+	Error string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// name@version that it says the device runs.
+	Running       string `protobuf:"bytes,3,opt,name=running,proto3" json:"running,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReceiptResult) Reset() {
+	*x = ReceiptResult{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReceiptResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReceiptResult) ProtoMessage() {}
+
+func (x *ReceiptResult) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReceiptResult.ProtoReflect.Descriptor instead.
+func (*ReceiptResult) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ReceiptResult) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *ReceiptResult) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *ReceiptResult) GetRunning() string {
+	if x != nil {
+		return x.Running
+	}
+	return ""
+}
+
 var File_skein_release_v1_release_proto protoreflect.FileDescriptor
 
 const file_skein_release_v1_release_proto_rawDesc = "" +
@@ -933,7 +2067,7 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"\x0eTargetManifest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12'\n" +
 	"\x0fmanifest_digest\x18\x02 \x01(\tR\x0emanifestDigest\x12\x14\n" +
-	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"\xd0\x03\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"\xae\x04\n" +
 	"\aRelease\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -951,7 +2085,11 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"\n" +
 	"created_by\x18\v \x01(\tR\tcreatedBy\x12!\n" +
 	"\fsoak_seconds\x18\f \x01(\x03R\vsoakSeconds\x12\x18\n" +
-	"\arunning\x18\r \x01(\x05R\arunning\"\xdf\x01\n" +
+	"\arunning\x18\r \x01(\x05R\arunning\x12#\n" +
+	"\ragent_targets\x18< \x03(\tR\fagentTargets\x12\x1d\n" +
+	"\n" +
+	"os_targets\x18= \x03(\tR\tosTargets\x12\x18\n" +
+	"\apending\x18( \x01(\tR\apending\"\xad\x02\n" +
 	"\x14CreateReleaseRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
@@ -960,7 +2098,14 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"\n" +
 	"parameters\x18\x05 \x03(\v2&.skein.release.v1.ParameterDeclarationR\n" +
 	"parameters\x12!\n" +
-	"\fsoak_seconds\x18\x06 \x01(\x03R\vsoakSeconds\"L\n" +
+	"\fsoak_seconds\x18\x06 \x01(\x03R\vsoakSeconds\x12\x12\n" +
+	"\x04auto\x18( \x01(\bR\x04auto\x128\n" +
+	"\amachine\x18< \x03(\v2\x1e.skein.release.v1.MachineLayerR\amachine\"\x8e\x01\n" +
+	"\fMachineLayer\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12!\n" +
+	"\fagent_digest\x18\x02 \x01(\tR\vagentDigest\x12&\n" +
+	"\x0fos_image_digest\x18\x03 \x01(\tR\rosImageDigest\x12\x1b\n" +
+	"\tos_target\x18\x04 \x01(\tR\bosTarget\"L\n" +
 	"\x15CreateReleaseResponse\x123\n" +
 	"\arelease\x18\x01 \x01(\v2\x19.skein.release.v1.ReleaseR\arelease\"\x15\n" +
 	"\x13ListReleasesRequest\"M\n" +
@@ -1000,12 +2145,87 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"\x05index\x18\x02 \x01(\fR\x05index\x12/\n" +
 	"\x06layers\x18\x03 \x03(\v2\x17.skein.release.v1.LayerR\x06layers\x12\x16\n" +
 	"\x06before\x18\x04 \x01(\tR\x06before\x126\n" +
-	"\btransfer\x18\x05 \x01(\v2\x1a.skein.release.v1.TransferR\btransfer2\xaa\x02\n" +
+	"\btransfer\x18\x05 \x01(\v2\x1a.skein.release.v1.TransferR\btransfer\"3\n" +
+	"\x17ListAttestationsRequest\x12\x18\n" +
+	"\arelease\x18\x01 \x01(\tR\arelease\"\xa8\x02\n" +
+	"\vAttestation\x12'\n" +
+	"\x0fmanifest_digest\x18\x01 \x01(\tR\x0emanifestDigest\x12#\n" +
+	"\rartifact_type\x18\x02 \x01(\tR\fartifactType\x12%\n" +
+	"\x0epredicate_type\x18\x03 \x01(\tR\rpredicateType\x12\x1d\n" +
+	"\n" +
+	"build_type\x18\x04 \x01(\tR\tbuildType\x12'\n" +
+	"\x0fdocument_digest\x18\x05 \x01(\tR\x0edocumentDigest\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\x12\x10\n" +
+	"\x03own\x18\a \x01(\bR\x03own\x124\n" +
+	"\acreated\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\acreated\"\x95\x01\n" +
+	"\x18ListAttestationsResponse\x12A\n" +
+	"\fattestations\x18\x01 \x03(\v2\x1d.skein.release.v1.AttestationR\fattestations\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x1e\n" +
+	"\n" +
+	"repository\x18\x03 \x01(\tR\n" +
+	"repository\"\x9f\x01\n" +
+	"\x14ExportReleaseRequest\x12\x18\n" +
+	"\arelease\x18\x01 \x01(\tR\arelease\x12\x18\n" +
+	"\atargets\x18\x02 \x03(\tR\atargets\x12\x18\n" +
+	"\adevices\x18\x03 \x03(\tR\adevices\x12\x1c\n" +
+	"\tselectors\x18\x04 \x03(\tR\tselectors\x12\x1b\n" +
+	"\troot_from\x18\x05 \x01(\x03R\brootFrom\"E\n" +
+	"\x15ExportReleaseResponse\x12\x12\n" +
+	"\x04head\x18\x01 \x01(\fR\x04head\x12\x18\n" +
+	"\adevices\x18\x02 \x03(\tR\adevices\"M\n" +
+	"\x14ImportReleaseRequest\x12\x1f\n" +
+	"\vhead_digest\x18\x01 \x01(\tR\n" +
+	"headDigest\x12\x14\n" +
+	"\x05check\x18\x02 \x01(\bR\x05check\"\xbc\x01\n" +
+	"\x15ImportReleaseResponse\x123\n" +
+	"\arelease\x18\x01 \x01(\v2\x19.skein.release.v1.ReleaseR\arelease\x12\x18\n" +
+	"\amissing\x18\x02 \x03(\tR\amissing\x12\x1a\n" +
+	"\bexisting\x18\x03 \x01(\bR\bexisting\x12\x1c\n" +
+	"\tpublisher\x18\x04 \x01(\tR\tpublisher\x12\x1a\n" +
+	"\bverified\x18\x05 \x01(\x05R\bverified\"\x8d\x01\n" +
+	"\tPublisher\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
+	"\vroot_digest\x18\x02 \x01(\tR\n" +
+	"rootDigest\x120\n" +
+	"\x05added\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05added\x12\x19\n" +
+	"\badded_by\x18\x04 \x01(\tR\aaddedBy\"=\n" +
+	"\x13AddPublisherRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04root\x18\x02 \x01(\fR\x04root\"Q\n" +
+	"\x14AddPublisherResponse\x129\n" +
+	"\tpublisher\x18\x01 \x01(\v2\x1b.skein.release.v1.PublisherR\tpublisher\"\x17\n" +
+	"\x15ListPublishersRequest\"p\n" +
+	"\x16ListPublishersResponse\x12;\n" +
+	"\n" +
+	"publishers\x18\x01 \x03(\v2\x1b.skein.release.v1.PublisherR\n" +
+	"publishers\x12\x19\n" +
+	"\bown_root\x18\x02 \x01(\fR\aownRoot\",\n" +
+	"\x16RemovePublisherRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x19\n" +
+	"\x17RemovePublisherResponse\"N\n" +
+	"\x15ImportReceiptsRequest\x125\n" +
+	"\breceipts\x18\x01 \x03(\v2\x19.skein.release.v1.ReceiptR\breceipts\"9\n" +
+	"\aReceipt\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12\x16\n" +
+	"\x06report\x18\x02 \x01(\fR\x06report\"S\n" +
+	"\x16ImportReceiptsResponse\x129\n" +
+	"\aresults\x18\x01 \x03(\v2\x1f.skein.release.v1.ReceiptResultR\aresults\"W\n" +
+	"\rReceiptResult\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\x12\x18\n" +
+	"\arunning\x18\x03 \x01(\tR\arunning2\xea\a\n" +
 	"\x0eReleaseService\x12`\n" +
 	"\rCreateRelease\x12&.skein.release.v1.CreateReleaseRequest\x1a'.skein.release.v1.CreateReleaseResponse\x12]\n" +
 	"\fListReleases\x12%.skein.release.v1.ListReleasesRequest\x1a&.skein.release.v1.ListReleasesResponse\x12W\n" +
 	"\n" +
-	"GetRelease\x12#.skein.release.v1.GetReleaseRequest\x1a$.skein.release.v1.GetReleaseResponseB\xc9\x01\n" +
+	"GetRelease\x12#.skein.release.v1.GetReleaseRequest\x1a$.skein.release.v1.GetReleaseResponse\x12i\n" +
+	"\x10ListAttestations\x12).skein.release.v1.ListAttestationsRequest\x1a*.skein.release.v1.ListAttestationsResponse\x12`\n" +
+	"\rExportRelease\x12&.skein.release.v1.ExportReleaseRequest\x1a'.skein.release.v1.ExportReleaseResponse\x12`\n" +
+	"\rImportRelease\x12&.skein.release.v1.ImportReleaseRequest\x1a'.skein.release.v1.ImportReleaseResponse\x12]\n" +
+	"\fAddPublisher\x12%.skein.release.v1.AddPublisherRequest\x1a&.skein.release.v1.AddPublisherResponse\x12c\n" +
+	"\x0eListPublishers\x12'.skein.release.v1.ListPublishersRequest\x1a(.skein.release.v1.ListPublishersResponse\x12f\n" +
+	"\x0fRemovePublisher\x12(.skein.release.v1.RemovePublisherRequest\x1a).skein.release.v1.RemovePublisherResponse\x12c\n" +
+	"\x0eImportReceipts\x12'.skein.release.v1.ImportReceiptsRequest\x1a(.skein.release.v1.ImportReceiptsResponseB\xc9\x01\n" +
 	"\x14com.skein.release.v1B\fReleaseProtoP\x01ZAgithub.com/skein-fleet/skein/proto/gen/skein/release/v1;releasev1\xa2\x02\x03SRX\xaa\x02\x10Skein.Release.V1\xca\x02\x10Skein\\Release\\V1\xe2\x02\x1cSkein\\Release\\V1\\GPBMetadata\xea\x02\x12Skein::Release::V1b\x06proto3"
 
 var (
@@ -1020,44 +2240,86 @@ func file_skein_release_v1_release_proto_rawDescGZIP() []byte {
 	return file_skein_release_v1_release_proto_rawDescData
 }
 
-var file_skein_release_v1_release_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_skein_release_v1_release_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_skein_release_v1_release_proto_goTypes = []any{
-	(*ParameterDeclaration)(nil),  // 0: skein.release.v1.ParameterDeclaration
-	(*TargetManifest)(nil),        // 1: skein.release.v1.TargetManifest
-	(*Release)(nil),               // 2: skein.release.v1.Release
-	(*CreateReleaseRequest)(nil),  // 3: skein.release.v1.CreateReleaseRequest
-	(*CreateReleaseResponse)(nil), // 4: skein.release.v1.CreateReleaseResponse
-	(*ListReleasesRequest)(nil),   // 5: skein.release.v1.ListReleasesRequest
-	(*ListReleasesResponse)(nil),  // 6: skein.release.v1.ListReleasesResponse
-	(*GetReleaseRequest)(nil),     // 7: skein.release.v1.GetReleaseRequest
-	(*Layer)(nil),                 // 8: skein.release.v1.Layer
-	(*LayerPatch)(nil),            // 9: skein.release.v1.LayerPatch
-	(*Transfer)(nil),              // 10: skein.release.v1.Transfer
-	(*GetReleaseResponse)(nil),    // 11: skein.release.v1.GetReleaseResponse
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*ParameterDeclaration)(nil),     // 0: skein.release.v1.ParameterDeclaration
+	(*TargetManifest)(nil),           // 1: skein.release.v1.TargetManifest
+	(*Release)(nil),                  // 2: skein.release.v1.Release
+	(*CreateReleaseRequest)(nil),     // 3: skein.release.v1.CreateReleaseRequest
+	(*MachineLayer)(nil),             // 4: skein.release.v1.MachineLayer
+	(*CreateReleaseResponse)(nil),    // 5: skein.release.v1.CreateReleaseResponse
+	(*ListReleasesRequest)(nil),      // 6: skein.release.v1.ListReleasesRequest
+	(*ListReleasesResponse)(nil),     // 7: skein.release.v1.ListReleasesResponse
+	(*GetReleaseRequest)(nil),        // 8: skein.release.v1.GetReleaseRequest
+	(*Layer)(nil),                    // 9: skein.release.v1.Layer
+	(*LayerPatch)(nil),               // 10: skein.release.v1.LayerPatch
+	(*Transfer)(nil),                 // 11: skein.release.v1.Transfer
+	(*GetReleaseResponse)(nil),       // 12: skein.release.v1.GetReleaseResponse
+	(*ListAttestationsRequest)(nil),  // 13: skein.release.v1.ListAttestationsRequest
+	(*Attestation)(nil),              // 14: skein.release.v1.Attestation
+	(*ListAttestationsResponse)(nil), // 15: skein.release.v1.ListAttestationsResponse
+	(*ExportReleaseRequest)(nil),     // 16: skein.release.v1.ExportReleaseRequest
+	(*ExportReleaseResponse)(nil),    // 17: skein.release.v1.ExportReleaseResponse
+	(*ImportReleaseRequest)(nil),     // 18: skein.release.v1.ImportReleaseRequest
+	(*ImportReleaseResponse)(nil),    // 19: skein.release.v1.ImportReleaseResponse
+	(*Publisher)(nil),                // 20: skein.release.v1.Publisher
+	(*AddPublisherRequest)(nil),      // 21: skein.release.v1.AddPublisherRequest
+	(*AddPublisherResponse)(nil),     // 22: skein.release.v1.AddPublisherResponse
+	(*ListPublishersRequest)(nil),    // 23: skein.release.v1.ListPublishersRequest
+	(*ListPublishersResponse)(nil),   // 24: skein.release.v1.ListPublishersResponse
+	(*RemovePublisherRequest)(nil),   // 25: skein.release.v1.RemovePublisherRequest
+	(*RemovePublisherResponse)(nil),  // 26: skein.release.v1.RemovePublisherResponse
+	(*ImportReceiptsRequest)(nil),    // 27: skein.release.v1.ImportReceiptsRequest
+	(*Receipt)(nil),                  // 28: skein.release.v1.Receipt
+	(*ImportReceiptsResponse)(nil),   // 29: skein.release.v1.ImportReceiptsResponse
+	(*ReceiptResult)(nil),            // 30: skein.release.v1.ReceiptResult
+	(*timestamppb.Timestamp)(nil),    // 31: google.protobuf.Timestamp
 }
 var file_skein_release_v1_release_proto_depIdxs = []int32{
 	1,  // 0: skein.release.v1.Release.targets:type_name -> skein.release.v1.TargetManifest
 	0,  // 1: skein.release.v1.Release.parameters:type_name -> skein.release.v1.ParameterDeclaration
-	12, // 2: skein.release.v1.Release.created:type_name -> google.protobuf.Timestamp
+	31, // 2: skein.release.v1.Release.created:type_name -> google.protobuf.Timestamp
 	0,  // 3: skein.release.v1.CreateReleaseRequest.parameters:type_name -> skein.release.v1.ParameterDeclaration
-	2,  // 4: skein.release.v1.CreateReleaseResponse.release:type_name -> skein.release.v1.Release
-	2,  // 5: skein.release.v1.ListReleasesResponse.releases:type_name -> skein.release.v1.Release
-	9,  // 6: skein.release.v1.Layer.patches:type_name -> skein.release.v1.LayerPatch
-	2,  // 7: skein.release.v1.GetReleaseResponse.release:type_name -> skein.release.v1.Release
-	8,  // 8: skein.release.v1.GetReleaseResponse.layers:type_name -> skein.release.v1.Layer
-	10, // 9: skein.release.v1.GetReleaseResponse.transfer:type_name -> skein.release.v1.Transfer
-	3,  // 10: skein.release.v1.ReleaseService.CreateRelease:input_type -> skein.release.v1.CreateReleaseRequest
-	5,  // 11: skein.release.v1.ReleaseService.ListReleases:input_type -> skein.release.v1.ListReleasesRequest
-	7,  // 12: skein.release.v1.ReleaseService.GetRelease:input_type -> skein.release.v1.GetReleaseRequest
-	4,  // 13: skein.release.v1.ReleaseService.CreateRelease:output_type -> skein.release.v1.CreateReleaseResponse
-	6,  // 14: skein.release.v1.ReleaseService.ListReleases:output_type -> skein.release.v1.ListReleasesResponse
-	11, // 15: skein.release.v1.ReleaseService.GetRelease:output_type -> skein.release.v1.GetReleaseResponse
-	13, // [13:16] is the sub-list for method output_type
-	10, // [10:13] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	4,  // 4: skein.release.v1.CreateReleaseRequest.machine:type_name -> skein.release.v1.MachineLayer
+	2,  // 5: skein.release.v1.CreateReleaseResponse.release:type_name -> skein.release.v1.Release
+	2,  // 6: skein.release.v1.ListReleasesResponse.releases:type_name -> skein.release.v1.Release
+	10, // 7: skein.release.v1.Layer.patches:type_name -> skein.release.v1.LayerPatch
+	2,  // 8: skein.release.v1.GetReleaseResponse.release:type_name -> skein.release.v1.Release
+	9,  // 9: skein.release.v1.GetReleaseResponse.layers:type_name -> skein.release.v1.Layer
+	11, // 10: skein.release.v1.GetReleaseResponse.transfer:type_name -> skein.release.v1.Transfer
+	31, // 11: skein.release.v1.Attestation.created:type_name -> google.protobuf.Timestamp
+	14, // 12: skein.release.v1.ListAttestationsResponse.attestations:type_name -> skein.release.v1.Attestation
+	2,  // 13: skein.release.v1.ImportReleaseResponse.release:type_name -> skein.release.v1.Release
+	31, // 14: skein.release.v1.Publisher.added:type_name -> google.protobuf.Timestamp
+	20, // 15: skein.release.v1.AddPublisherResponse.publisher:type_name -> skein.release.v1.Publisher
+	20, // 16: skein.release.v1.ListPublishersResponse.publishers:type_name -> skein.release.v1.Publisher
+	28, // 17: skein.release.v1.ImportReceiptsRequest.receipts:type_name -> skein.release.v1.Receipt
+	30, // 18: skein.release.v1.ImportReceiptsResponse.results:type_name -> skein.release.v1.ReceiptResult
+	3,  // 19: skein.release.v1.ReleaseService.CreateRelease:input_type -> skein.release.v1.CreateReleaseRequest
+	6,  // 20: skein.release.v1.ReleaseService.ListReleases:input_type -> skein.release.v1.ListReleasesRequest
+	8,  // 21: skein.release.v1.ReleaseService.GetRelease:input_type -> skein.release.v1.GetReleaseRequest
+	13, // 22: skein.release.v1.ReleaseService.ListAttestations:input_type -> skein.release.v1.ListAttestationsRequest
+	16, // 23: skein.release.v1.ReleaseService.ExportRelease:input_type -> skein.release.v1.ExportReleaseRequest
+	18, // 24: skein.release.v1.ReleaseService.ImportRelease:input_type -> skein.release.v1.ImportReleaseRequest
+	21, // 25: skein.release.v1.ReleaseService.AddPublisher:input_type -> skein.release.v1.AddPublisherRequest
+	23, // 26: skein.release.v1.ReleaseService.ListPublishers:input_type -> skein.release.v1.ListPublishersRequest
+	25, // 27: skein.release.v1.ReleaseService.RemovePublisher:input_type -> skein.release.v1.RemovePublisherRequest
+	27, // 28: skein.release.v1.ReleaseService.ImportReceipts:input_type -> skein.release.v1.ImportReceiptsRequest
+	5,  // 29: skein.release.v1.ReleaseService.CreateRelease:output_type -> skein.release.v1.CreateReleaseResponse
+	7,  // 30: skein.release.v1.ReleaseService.ListReleases:output_type -> skein.release.v1.ListReleasesResponse
+	12, // 31: skein.release.v1.ReleaseService.GetRelease:output_type -> skein.release.v1.GetReleaseResponse
+	15, // 32: skein.release.v1.ReleaseService.ListAttestations:output_type -> skein.release.v1.ListAttestationsResponse
+	17, // 33: skein.release.v1.ReleaseService.ExportRelease:output_type -> skein.release.v1.ExportReleaseResponse
+	19, // 34: skein.release.v1.ReleaseService.ImportRelease:output_type -> skein.release.v1.ImportReleaseResponse
+	22, // 35: skein.release.v1.ReleaseService.AddPublisher:output_type -> skein.release.v1.AddPublisherResponse
+	24, // 36: skein.release.v1.ReleaseService.ListPublishers:output_type -> skein.release.v1.ListPublishersResponse
+	26, // 37: skein.release.v1.ReleaseService.RemovePublisher:output_type -> skein.release.v1.RemovePublisherResponse
+	29, // 38: skein.release.v1.ReleaseService.ImportReceipts:output_type -> skein.release.v1.ImportReceiptsResponse
+	29, // [29:39] is the sub-list for method output_type
+	19, // [19:29] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_skein_release_v1_release_proto_init() }
@@ -1071,7 +2333,7 @@ func file_skein_release_v1_release_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skein_release_v1_release_proto_rawDesc), len(file_skein_release_v1_release_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -38,6 +38,11 @@ const (
 	LocalServiceStatusProcedure = "/skein.agentlocal.v1.LocalService/Status"
 	// LocalServiceExplainProcedure is the fully-qualified name of the LocalService's Explain RPC.
 	LocalServiceExplainProcedure = "/skein.agentlocal.v1.LocalService/Explain"
+	// LocalServiceApplyBundleProcedure is the fully-qualified name of the LocalService's ApplyBundle
+	// RPC.
+	LocalServiceApplyBundleProcedure = "/skein.agentlocal.v1.LocalService/ApplyBundle"
+	// LocalServiceReceiptProcedure is the fully-qualified name of the LocalService's Receipt RPC.
+	LocalServiceReceiptProcedure = "/skein.agentlocal.v1.LocalService/Receipt"
 	// LocalServiceLogsProcedure is the fully-qualified name of the LocalService's Logs RPC.
 	LocalServiceLogsProcedure = "/skein.agentlocal.v1.LocalService/Logs"
 )
@@ -46,6 +51,11 @@ const (
 type LocalServiceClient interface {
 	Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error)
 	Explain(context.Context, *v1.ExplainRequest) (*v1.ExplainResponse, error)
+	// ApplyBundle verifies a bundle file and begins to install what it holds for
+	// this device. Receipt then says how it ended.
+	ApplyBundle(context.Context, *v1.ApplyBundleRequest) (*v1.ApplyBundleResponse, error)
+	// Receipt returns the signed report of this device, for a stick.
+	Receipt(context.Context, *v1.ReceiptRequest) (*v1.ReceiptResponse, error)
 	// Logs gives the newest lines of the agent's own log.
 	Logs(context.Context, *v1.LogsRequest) (*v1.LogsResponse, error)
 }
@@ -73,6 +83,18 @@ func NewLocalServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(localServiceMethods.ByName("Explain")),
 			connect.WithClientOptions(opts...),
 		),
+		applyBundle: connect.NewClient[v1.ApplyBundleRequest, v1.ApplyBundleResponse](
+			httpClient,
+			baseURL+LocalServiceApplyBundleProcedure,
+			connect.WithSchema(localServiceMethods.ByName("ApplyBundle")),
+			connect.WithClientOptions(opts...),
+		),
+		receipt: connect.NewClient[v1.ReceiptRequest, v1.ReceiptResponse](
+			httpClient,
+			baseURL+LocalServiceReceiptProcedure,
+			connect.WithSchema(localServiceMethods.ByName("Receipt")),
+			connect.WithClientOptions(opts...),
+		),
 		logs: connect.NewClient[v1.LogsRequest, v1.LogsResponse](
 			httpClient,
 			baseURL+LocalServiceLogsProcedure,
@@ -84,9 +106,11 @@ func NewLocalServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 
 // localServiceClient implements LocalServiceClient.
 type localServiceClient struct {
-	status  *connect.Client[v1.StatusRequest, v1.StatusResponse]
-	explain *connect.Client[v1.ExplainRequest, v1.ExplainResponse]
-	logs    *connect.Client[v1.LogsRequest, v1.LogsResponse]
+	status      *connect.Client[v1.StatusRequest, v1.StatusResponse]
+	explain     *connect.Client[v1.ExplainRequest, v1.ExplainResponse]
+	applyBundle *connect.Client[v1.ApplyBundleRequest, v1.ApplyBundleResponse]
+	receipt     *connect.Client[v1.ReceiptRequest, v1.ReceiptResponse]
+	logs        *connect.Client[v1.LogsRequest, v1.LogsResponse]
 }
 
 // Status calls skein.agentlocal.v1.LocalService.Status.
@@ -107,6 +131,24 @@ func (c *localServiceClient) Explain(ctx context.Context, req *v1.ExplainRequest
 	return nil, err
 }
 
+// ApplyBundle calls skein.agentlocal.v1.LocalService.ApplyBundle.
+func (c *localServiceClient) ApplyBundle(ctx context.Context, req *v1.ApplyBundleRequest) (*v1.ApplyBundleResponse, error) {
+	response, err := c.applyBundle.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Receipt calls skein.agentlocal.v1.LocalService.Receipt.
+func (c *localServiceClient) Receipt(ctx context.Context, req *v1.ReceiptRequest) (*v1.ReceiptResponse, error) {
+	response, err := c.receipt.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Logs calls skein.agentlocal.v1.LocalService.Logs.
 func (c *localServiceClient) Logs(ctx context.Context, req *v1.LogsRequest) (*v1.LogsResponse, error) {
 	response, err := c.logs.CallUnary(ctx, connect.NewRequest(req))
@@ -120,6 +162,11 @@ func (c *localServiceClient) Logs(ctx context.Context, req *v1.LogsRequest) (*v1
 type LocalServiceHandler interface {
 	Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error)
 	Explain(context.Context, *v1.ExplainRequest) (*v1.ExplainResponse, error)
+	// ApplyBundle verifies a bundle file and begins to install what it holds for
+	// this device. Receipt then says how it ended.
+	ApplyBundle(context.Context, *v1.ApplyBundleRequest) (*v1.ApplyBundleResponse, error)
+	// Receipt returns the signed report of this device, for a stick.
+	Receipt(context.Context, *v1.ReceiptRequest) (*v1.ReceiptResponse, error)
 	// Logs gives the newest lines of the agent's own log.
 	Logs(context.Context, *v1.LogsRequest) (*v1.LogsResponse, error)
 }
@@ -143,6 +190,18 @@ func NewLocalServiceHandler(svc LocalServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(localServiceMethods.ByName("Explain")),
 		connect.WithHandlerOptions(opts...),
 	)
+	localServiceApplyBundleHandler := connect.NewUnaryHandlerSimple(
+		LocalServiceApplyBundleProcedure,
+		svc.ApplyBundle,
+		connect.WithSchema(localServiceMethods.ByName("ApplyBundle")),
+		connect.WithHandlerOptions(opts...),
+	)
+	localServiceReceiptHandler := connect.NewUnaryHandlerSimple(
+		LocalServiceReceiptProcedure,
+		svc.Receipt,
+		connect.WithSchema(localServiceMethods.ByName("Receipt")),
+		connect.WithHandlerOptions(opts...),
+	)
 	localServiceLogsHandler := connect.NewUnaryHandlerSimple(
 		LocalServiceLogsProcedure,
 		svc.Logs,
@@ -155,6 +214,10 @@ func NewLocalServiceHandler(svc LocalServiceHandler, opts ...connect.HandlerOpti
 			localServiceStatusHandler.ServeHTTP(w, r)
 		case LocalServiceExplainProcedure:
 			localServiceExplainHandler.ServeHTTP(w, r)
+		case LocalServiceApplyBundleProcedure:
+			localServiceApplyBundleHandler.ServeHTTP(w, r)
+		case LocalServiceReceiptProcedure:
+			localServiceReceiptHandler.ServeHTTP(w, r)
 		case LocalServiceLogsProcedure:
 			localServiceLogsHandler.ServeHTTP(w, r)
 		default:
@@ -172,6 +235,14 @@ func (UnimplementedLocalServiceHandler) Status(context.Context, *v1.StatusReques
 
 func (UnimplementedLocalServiceHandler) Explain(context.Context, *v1.ExplainRequest) (*v1.ExplainResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.agentlocal.v1.LocalService.Explain is not implemented"))
+}
+
+func (UnimplementedLocalServiceHandler) ApplyBundle(context.Context, *v1.ApplyBundleRequest) (*v1.ApplyBundleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.agentlocal.v1.LocalService.ApplyBundle is not implemented"))
+}
+
+func (UnimplementedLocalServiceHandler) Receipt(context.Context, *v1.ReceiptRequest) (*v1.ReceiptResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.agentlocal.v1.LocalService.Receipt is not implemented"))
 }
 
 func (UnimplementedLocalServiceHandler) Logs(context.Context, *v1.LogsRequest) (*v1.LogsResponse, error) {

@@ -43,6 +43,27 @@ const (
 	// ReleaseServiceGetReleaseProcedure is the fully-qualified name of the ReleaseService's GetRelease
 	// RPC.
 	ReleaseServiceGetReleaseProcedure = "/skein.release.v1.ReleaseService/GetRelease"
+	// ReleaseServiceListAttestationsProcedure is the fully-qualified name of the ReleaseService's
+	// ListAttestations RPC.
+	ReleaseServiceListAttestationsProcedure = "/skein.release.v1.ReleaseService/ListAttestations"
+	// ReleaseServiceExportReleaseProcedure is the fully-qualified name of the ReleaseService's
+	// ExportRelease RPC.
+	ReleaseServiceExportReleaseProcedure = "/skein.release.v1.ReleaseService/ExportRelease"
+	// ReleaseServiceImportReleaseProcedure is the fully-qualified name of the ReleaseService's
+	// ImportRelease RPC.
+	ReleaseServiceImportReleaseProcedure = "/skein.release.v1.ReleaseService/ImportRelease"
+	// ReleaseServiceAddPublisherProcedure is the fully-qualified name of the ReleaseService's
+	// AddPublisher RPC.
+	ReleaseServiceAddPublisherProcedure = "/skein.release.v1.ReleaseService/AddPublisher"
+	// ReleaseServiceListPublishersProcedure is the fully-qualified name of the ReleaseService's
+	// ListPublishers RPC.
+	ReleaseServiceListPublishersProcedure = "/skein.release.v1.ReleaseService/ListPublishers"
+	// ReleaseServiceRemovePublisherProcedure is the fully-qualified name of the ReleaseService's
+	// RemovePublisher RPC.
+	ReleaseServiceRemovePublisherProcedure = "/skein.release.v1.ReleaseService/RemovePublisher"
+	// ReleaseServiceImportReceiptsProcedure is the fully-qualified name of the ReleaseService's
+	// ImportReceipts RPC.
+	ReleaseServiceImportReceiptsProcedure = "/skein.release.v1.ReleaseService/ImportReceipts"
 )
 
 // ReleaseServiceClient is a client for the skein.release.v1.ReleaseService service.
@@ -51,6 +72,19 @@ type ReleaseServiceClient interface {
 	CreateRelease(context.Context, *v1.CreateReleaseRequest) (*v1.CreateReleaseResponse, error)
 	ListReleases(context.Context, *v1.ListReleasesRequest) (*v1.ListReleasesResponse, error)
 	GetRelease(context.Context, *v1.GetReleaseRequest) (*v1.GetReleaseResponse, error)
+	// ListAttestations lists what is attached to a release.
+	ListAttestations(context.Context, *v1.ListAttestationsRequest) (*v1.ListAttestationsResponse, error)
+	// ExportRelease returns the head of a bundle; its layers are read as blobs.
+	ExportRelease(context.Context, *v1.ExportReleaseRequest) (*v1.ExportReleaseResponse, error)
+	// ImportRelease verifies a bundle whose head was uploaded as a blob and,
+	// unless it only checks, makes its release available here.
+	ImportRelease(context.Context, *v1.ImportReleaseRequest) (*v1.ImportReleaseResponse, error)
+	// AddPublisher trusts the bundles of another control plane, by its TUF root.
+	AddPublisher(context.Context, *v1.AddPublisherRequest) (*v1.AddPublisherResponse, error)
+	ListPublishers(context.Context, *v1.ListPublishersRequest) (*v1.ListPublishersResponse, error)
+	RemovePublisher(context.Context, *v1.RemovePublisherRequest) (*v1.RemovePublisherResponse, error)
+	// ImportReceipts takes the signed reports that devices left on a stick.
+	ImportReceipts(context.Context, *v1.ImportReceiptsRequest) (*v1.ImportReceiptsResponse, error)
 }
 
 // NewReleaseServiceClient constructs a client for the skein.release.v1.ReleaseService service. By
@@ -82,14 +116,63 @@ func NewReleaseServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(releaseServiceMethods.ByName("GetRelease")),
 			connect.WithClientOptions(opts...),
 		),
+		listAttestations: connect.NewClient[v1.ListAttestationsRequest, v1.ListAttestationsResponse](
+			httpClient,
+			baseURL+ReleaseServiceListAttestationsProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("ListAttestations")),
+			connect.WithClientOptions(opts...),
+		),
+		exportRelease: connect.NewClient[v1.ExportReleaseRequest, v1.ExportReleaseResponse](
+			httpClient,
+			baseURL+ReleaseServiceExportReleaseProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("ExportRelease")),
+			connect.WithClientOptions(opts...),
+		),
+		importRelease: connect.NewClient[v1.ImportReleaseRequest, v1.ImportReleaseResponse](
+			httpClient,
+			baseURL+ReleaseServiceImportReleaseProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("ImportRelease")),
+			connect.WithClientOptions(opts...),
+		),
+		addPublisher: connect.NewClient[v1.AddPublisherRequest, v1.AddPublisherResponse](
+			httpClient,
+			baseURL+ReleaseServiceAddPublisherProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("AddPublisher")),
+			connect.WithClientOptions(opts...),
+		),
+		listPublishers: connect.NewClient[v1.ListPublishersRequest, v1.ListPublishersResponse](
+			httpClient,
+			baseURL+ReleaseServiceListPublishersProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("ListPublishers")),
+			connect.WithClientOptions(opts...),
+		),
+		removePublisher: connect.NewClient[v1.RemovePublisherRequest, v1.RemovePublisherResponse](
+			httpClient,
+			baseURL+ReleaseServiceRemovePublisherProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("RemovePublisher")),
+			connect.WithClientOptions(opts...),
+		),
+		importReceipts: connect.NewClient[v1.ImportReceiptsRequest, v1.ImportReceiptsResponse](
+			httpClient,
+			baseURL+ReleaseServiceImportReceiptsProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("ImportReceipts")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // releaseServiceClient implements ReleaseServiceClient.
 type releaseServiceClient struct {
-	createRelease *connect.Client[v1.CreateReleaseRequest, v1.CreateReleaseResponse]
-	listReleases  *connect.Client[v1.ListReleasesRequest, v1.ListReleasesResponse]
-	getRelease    *connect.Client[v1.GetReleaseRequest, v1.GetReleaseResponse]
+	createRelease    *connect.Client[v1.CreateReleaseRequest, v1.CreateReleaseResponse]
+	listReleases     *connect.Client[v1.ListReleasesRequest, v1.ListReleasesResponse]
+	getRelease       *connect.Client[v1.GetReleaseRequest, v1.GetReleaseResponse]
+	listAttestations *connect.Client[v1.ListAttestationsRequest, v1.ListAttestationsResponse]
+	exportRelease    *connect.Client[v1.ExportReleaseRequest, v1.ExportReleaseResponse]
+	importRelease    *connect.Client[v1.ImportReleaseRequest, v1.ImportReleaseResponse]
+	addPublisher     *connect.Client[v1.AddPublisherRequest, v1.AddPublisherResponse]
+	listPublishers   *connect.Client[v1.ListPublishersRequest, v1.ListPublishersResponse]
+	removePublisher  *connect.Client[v1.RemovePublisherRequest, v1.RemovePublisherResponse]
+	importReceipts   *connect.Client[v1.ImportReceiptsRequest, v1.ImportReceiptsResponse]
 }
 
 // CreateRelease calls skein.release.v1.ReleaseService.CreateRelease.
@@ -119,12 +202,88 @@ func (c *releaseServiceClient) GetRelease(ctx context.Context, req *v1.GetReleas
 	return nil, err
 }
 
+// ListAttestations calls skein.release.v1.ReleaseService.ListAttestations.
+func (c *releaseServiceClient) ListAttestations(ctx context.Context, req *v1.ListAttestationsRequest) (*v1.ListAttestationsResponse, error) {
+	response, err := c.listAttestations.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ExportRelease calls skein.release.v1.ReleaseService.ExportRelease.
+func (c *releaseServiceClient) ExportRelease(ctx context.Context, req *v1.ExportReleaseRequest) (*v1.ExportReleaseResponse, error) {
+	response, err := c.exportRelease.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ImportRelease calls skein.release.v1.ReleaseService.ImportRelease.
+func (c *releaseServiceClient) ImportRelease(ctx context.Context, req *v1.ImportReleaseRequest) (*v1.ImportReleaseResponse, error) {
+	response, err := c.importRelease.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// AddPublisher calls skein.release.v1.ReleaseService.AddPublisher.
+func (c *releaseServiceClient) AddPublisher(ctx context.Context, req *v1.AddPublisherRequest) (*v1.AddPublisherResponse, error) {
+	response, err := c.addPublisher.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListPublishers calls skein.release.v1.ReleaseService.ListPublishers.
+func (c *releaseServiceClient) ListPublishers(ctx context.Context, req *v1.ListPublishersRequest) (*v1.ListPublishersResponse, error) {
+	response, err := c.listPublishers.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RemovePublisher calls skein.release.v1.ReleaseService.RemovePublisher.
+func (c *releaseServiceClient) RemovePublisher(ctx context.Context, req *v1.RemovePublisherRequest) (*v1.RemovePublisherResponse, error) {
+	response, err := c.removePublisher.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ImportReceipts calls skein.release.v1.ReleaseService.ImportReceipts.
+func (c *releaseServiceClient) ImportReceipts(ctx context.Context, req *v1.ImportReceiptsRequest) (*v1.ImportReceiptsResponse, error) {
+	response, err := c.importReceipts.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ReleaseServiceHandler is an implementation of the skein.release.v1.ReleaseService service.
 type ReleaseServiceHandler interface {
 	// CreateRelease writes the OCI index, lists it in the TUF targets and signs.
 	CreateRelease(context.Context, *v1.CreateReleaseRequest) (*v1.CreateReleaseResponse, error)
 	ListReleases(context.Context, *v1.ListReleasesRequest) (*v1.ListReleasesResponse, error)
 	GetRelease(context.Context, *v1.GetReleaseRequest) (*v1.GetReleaseResponse, error)
+	// ListAttestations lists what is attached to a release.
+	ListAttestations(context.Context, *v1.ListAttestationsRequest) (*v1.ListAttestationsResponse, error)
+	// ExportRelease returns the head of a bundle; its layers are read as blobs.
+	ExportRelease(context.Context, *v1.ExportReleaseRequest) (*v1.ExportReleaseResponse, error)
+	// ImportRelease verifies a bundle whose head was uploaded as a blob and,
+	// unless it only checks, makes its release available here.
+	ImportRelease(context.Context, *v1.ImportReleaseRequest) (*v1.ImportReleaseResponse, error)
+	// AddPublisher trusts the bundles of another control plane, by its TUF root.
+	AddPublisher(context.Context, *v1.AddPublisherRequest) (*v1.AddPublisherResponse, error)
+	ListPublishers(context.Context, *v1.ListPublishersRequest) (*v1.ListPublishersResponse, error)
+	RemovePublisher(context.Context, *v1.RemovePublisherRequest) (*v1.RemovePublisherResponse, error)
+	// ImportReceipts takes the signed reports that devices left on a stick.
+	ImportReceipts(context.Context, *v1.ImportReceiptsRequest) (*v1.ImportReceiptsResponse, error)
 }
 
 // NewReleaseServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -152,6 +311,48 @@ func NewReleaseServiceHandler(svc ReleaseServiceHandler, opts ...connect.Handler
 		connect.WithSchema(releaseServiceMethods.ByName("GetRelease")),
 		connect.WithHandlerOptions(opts...),
 	)
+	releaseServiceListAttestationsHandler := connect.NewUnaryHandlerSimple(
+		ReleaseServiceListAttestationsProcedure,
+		svc.ListAttestations,
+		connect.WithSchema(releaseServiceMethods.ByName("ListAttestations")),
+		connect.WithHandlerOptions(opts...),
+	)
+	releaseServiceExportReleaseHandler := connect.NewUnaryHandlerSimple(
+		ReleaseServiceExportReleaseProcedure,
+		svc.ExportRelease,
+		connect.WithSchema(releaseServiceMethods.ByName("ExportRelease")),
+		connect.WithHandlerOptions(opts...),
+	)
+	releaseServiceImportReleaseHandler := connect.NewUnaryHandlerSimple(
+		ReleaseServiceImportReleaseProcedure,
+		svc.ImportRelease,
+		connect.WithSchema(releaseServiceMethods.ByName("ImportRelease")),
+		connect.WithHandlerOptions(opts...),
+	)
+	releaseServiceAddPublisherHandler := connect.NewUnaryHandlerSimple(
+		ReleaseServiceAddPublisherProcedure,
+		svc.AddPublisher,
+		connect.WithSchema(releaseServiceMethods.ByName("AddPublisher")),
+		connect.WithHandlerOptions(opts...),
+	)
+	releaseServiceListPublishersHandler := connect.NewUnaryHandlerSimple(
+		ReleaseServiceListPublishersProcedure,
+		svc.ListPublishers,
+		connect.WithSchema(releaseServiceMethods.ByName("ListPublishers")),
+		connect.WithHandlerOptions(opts...),
+	)
+	releaseServiceRemovePublisherHandler := connect.NewUnaryHandlerSimple(
+		ReleaseServiceRemovePublisherProcedure,
+		svc.RemovePublisher,
+		connect.WithSchema(releaseServiceMethods.ByName("RemovePublisher")),
+		connect.WithHandlerOptions(opts...),
+	)
+	releaseServiceImportReceiptsHandler := connect.NewUnaryHandlerSimple(
+		ReleaseServiceImportReceiptsProcedure,
+		svc.ImportReceipts,
+		connect.WithSchema(releaseServiceMethods.ByName("ImportReceipts")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/skein.release.v1.ReleaseService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ReleaseServiceCreateReleaseProcedure:
@@ -160,6 +361,20 @@ func NewReleaseServiceHandler(svc ReleaseServiceHandler, opts ...connect.Handler
 			releaseServiceListReleasesHandler.ServeHTTP(w, r)
 		case ReleaseServiceGetReleaseProcedure:
 			releaseServiceGetReleaseHandler.ServeHTTP(w, r)
+		case ReleaseServiceListAttestationsProcedure:
+			releaseServiceListAttestationsHandler.ServeHTTP(w, r)
+		case ReleaseServiceExportReleaseProcedure:
+			releaseServiceExportReleaseHandler.ServeHTTP(w, r)
+		case ReleaseServiceImportReleaseProcedure:
+			releaseServiceImportReleaseHandler.ServeHTTP(w, r)
+		case ReleaseServiceAddPublisherProcedure:
+			releaseServiceAddPublisherHandler.ServeHTTP(w, r)
+		case ReleaseServiceListPublishersProcedure:
+			releaseServiceListPublishersHandler.ServeHTTP(w, r)
+		case ReleaseServiceRemovePublisherProcedure:
+			releaseServiceRemovePublisherHandler.ServeHTTP(w, r)
+		case ReleaseServiceImportReceiptsProcedure:
+			releaseServiceImportReceiptsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -179,4 +394,32 @@ func (UnimplementedReleaseServiceHandler) ListReleases(context.Context, *v1.List
 
 func (UnimplementedReleaseServiceHandler) GetRelease(context.Context, *v1.GetReleaseRequest) (*v1.GetReleaseResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.release.v1.ReleaseService.GetRelease is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) ListAttestations(context.Context, *v1.ListAttestationsRequest) (*v1.ListAttestationsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.release.v1.ReleaseService.ListAttestations is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) ExportRelease(context.Context, *v1.ExportReleaseRequest) (*v1.ExportReleaseResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.release.v1.ReleaseService.ExportRelease is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) ImportRelease(context.Context, *v1.ImportReleaseRequest) (*v1.ImportReleaseResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.release.v1.ReleaseService.ImportRelease is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) AddPublisher(context.Context, *v1.AddPublisherRequest) (*v1.AddPublisherResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.release.v1.ReleaseService.AddPublisher is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) ListPublishers(context.Context, *v1.ListPublishersRequest) (*v1.ListPublishersResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.release.v1.ReleaseService.ListPublishers is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) RemovePublisher(context.Context, *v1.RemovePublisherRequest) (*v1.RemovePublisherResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.release.v1.ReleaseService.RemovePublisher is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) ImportReceipts(context.Context, *v1.ImportReceiptsRequest) (*v1.ImportReceiptsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.release.v1.ReleaseService.ImportReceipts is not implemented"))
 }

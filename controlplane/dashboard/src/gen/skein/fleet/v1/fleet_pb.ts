@@ -15,7 +15,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file skein/fleet/v1/fleet.proto.
  */
 export const file_skein_fleet_v1_fleet: GenFile = /*@__PURE__*/
-  fileDesc("Chpza2Vpbi9mbGVldC92MS9mbGVldC5wcm90bxIOc2tlaW4uZmxlZXQudjEiLAoKR2VuZXJhdGlvbhINCgVlcG9jaBgBIAEoBBIPCgdjb3VudGVyGAIgASgEImcKCUNvbmRpdGlvbhIMCgRuYW1lGAEgASgJEhAKCHNldmVyaXR5GAIgASgJEg8KB21lc3NhZ2UYAyABKAkSKQoFc2luY2UYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wInQKCVN0ZXBFbnRyeRIMCgRzdGVwGAEgASgJEg0KBXN0YXRlGAIgASgJEg8KB3JlbGVhc2UYAyABKAkSDwoHbWVzc2FnZRgEIAEoCRIoCgR0aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCLKCAoGRGV2aWNlEgoKAmlkGAEgASgJEg4KBnRlbmFudBgCIAEoCRIMCgRuYW1lGAMgASgJEg4KBnNlcmlhbBgEIAEoCRIQCghoYXJkd2FyZRgFIAEoCRIyCgZsYWJlbHMYBiADKAsyIi5za2Vpbi5mbGVldC52MS5EZXZpY2UuTGFiZWxzRW50cnkSFAoMY2FwYWJpbGl0aWVzGAcgAygJEg4KBnRhcmdldBgIIAEoCRIqCgVzdGF0ZRgJIAEoDjIbLnNrZWluLmZsZWV0LnYxLkRldmljZVN0YXRlEi0KCWxhc3Rfc2VlbhgKIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5yb2xsZWQYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjkKFWNlcnRpZmljYXRlX25vdF9hZnRlchgMIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFQoNYWdlbnRfdmVyc2lvbhgNIAEoCRIXCg9kZXNpcmVkX3JlbGVhc2UYDiABKAkSHAoUZGVzaXJlZF9yZWxlYXNlX25hbWUYDyABKAkSFwoPcnVubmluZ19yZWxlYXNlGBAgASgJEhwKFHJ1bm5pbmdfcmVsZWFzZV9uYW1lGBEgASgJEjYKEmRlc2lyZWRfZ2VuZXJhdGlvbhgSIAEoCzIaLnNrZWluLmZsZWV0LnYxLkdlbmVyYXRpb24SMwoPaGVsZF9nZW5lcmF0aW9uGBMgASgLMhouc2tlaW4uZmxlZXQudjEuR2VuZXJhdGlvbhINCgVwaGFzZRgUIAEoCRIMCgRzdGVwGBUgASgJEhUKDWZhaWx1cmVfY2xhc3MYFiABKAkSDwoHZmFpbHVyZRgXIAEoCRItCgpjb25kaXRpb25zGBggAygLMhkuc2tlaW4uZmxlZXQudjEuQ29uZGl0aW9uEioKB2pvdXJuYWwYGSADKAsyGS5za2Vpbi5mbGVldC52MS5TdGVwRW50cnkSIQoZZGVzaXJlZF9wYXJhbWV0ZXJzX2RpZ2VzdBgaIAEoCRIiChpyZXBvcnRlZF9wYXJhbWV0ZXJzX2RpZ2VzdBgbIAEoCRIPCgdyb2xsb3V0GBwgASgJEg8KB2Jvb3RfaWQYHSABKAkSFgoOY2xvY2tfZG91YnRmdWwYHiABKAgSHgoWZ2VuZXJhdGlvbl9mcm9tX2Z1dHVyZRgfIAEoCBIVCg1ieXRlc19mZXRjaGVkGGQgASgDEiwKB3NvdXJjZXMYZSADKAsyGy5za2Vpbi5mbGVldC52MS5Tb3VyY2VCeXRlcxIvCgh0cmFuc2Zlchh4IAEoCzIdLnNrZWluLmZsZWV0LnYxLlRyYW5zZmVyU3RhdGUaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASIqCgtTb3VyY2VCeXRlcxIMCgRuYW1lGAEgASgJEg0KBWJ5dGVzGAIgASgDIqoBCg1UcmFuc2ZlclN0YXRlEhEKCWludGVyZmFjZRgBIAEoCRISCgpsaW5rX2NsYXNzGAIgASgJEgwKBHpvbmUYAyABKAkSKgoEdXNlZBgEIAMoCzIcLnNrZWluLmZsZWV0LnYxLkFsbG93YW5jZVVzZRINCgV3YWl0cxgFIAEoCRIpCgV1bnRpbBgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiXgoMQWxsb3dhbmNlVXNlEhIKCmxpbmtfY2xhc3MYASABKAkSDgoGcGVyaW9kGAIgASgJEgwKBG5hbWUYAyABKAkSDQoFYnl0ZXMYBCABKAMSDQoFbGltaXQYBSABKAMiUgoHUmVhZGluZxIOCgZzZXJpZXMYASABKAkSDQoFdmFsdWUYAiABKAESKAoEdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiawoSTGlzdERldmljZXNSZXF1ZXN0EhAKCHNlbGVjdG9yGAEgASgJEg4KBnNlYXJjaBgCIAEoCRIRCglwYWdlX3NpemUYAyABKAUSEgoKcGFnZV90b2tlbhgEIAEoCRIMCgRmdWxsGAUgASgIImYKE0xpc3REZXZpY2VzUmVzcG9uc2USJwoHZGV2aWNlcxgBIAMoCzIWLnNrZWluLmZsZWV0LnYxLkRldmljZRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkSDQoFdG90YWwYAyABKAUiIgoQR2V0RGV2aWNlUmVxdWVzdBIOCgZkZXZpY2UYASABKAkiZgoRR2V0RGV2aWNlUmVzcG9uc2USJgoGZGV2aWNlGAEgASgLMhYuc2tlaW4uZmxlZXQudjEuRGV2aWNlEikKCHJlYWRpbmdzGAIgAygLMhcuc2tlaW4uZmxlZXQudjEuUmVhZGluZyIkChJXYXRjaERldmljZVJlcXVlc3QSDgoGZGV2aWNlGAEgASgJImgKE1dhdGNoRGV2aWNlUmVzcG9uc2USJgoGZGV2aWNlGAEgASgLMhYuc2tlaW4uZmxlZXQudjEuRGV2aWNlEikKCHJlYWRpbmdzGAIgAygLMhcuc2tlaW4uZmxlZXQudjEuUmVhZGluZyIlChFXYXRjaEZsZWV0UmVxdWVzdBIQCghzZWxlY3RvchgBIAEoCSJqChJXYXRjaEZsZWV0UmVzcG9uc2USKwoGc3RhdHVzGAEgASgLMhsuc2tlaW4uZmxlZXQudjEuRmxlZXRTdGF0dXMSJwoHY2hhbmdlZBgCIAMoCzIWLnNrZWluLmZsZWV0LnYxLkRldmljZSIjCgVDb3VudBILCgNrZXkYASABKAkSDQoFY291bnQYAiABKAUi6wIKC0ZsZWV0U3RhdHVzEg8KB2RldmljZXMYASABKAUSJwoIYnlfc3RhdGUYAiADKAsyFS5za2Vpbi5mbGVldC52MS5Db3VudBIoCglieV90YXJnZXQYAyADKAsyFS5za2Vpbi5mbGVldC52MS5Db3VudBImCgdieV9zaXRlGAQgAygLMhUuc2tlaW4uZmxlZXQudjEuQ291bnQSKQoKYnlfcmVsZWFzZRgFIAMoCzIVLnNrZWluLmZsZWV0LnYxLkNvdW50EioKC2J5X2hhcmR3YXJlGAYgAygLMhUuc2tlaW4uZmxlZXQudjEuQ291bnQSKwoMYnlfY29uZGl0aW9uGAcgAygLMhUuc2tlaW4uZmxlZXQudjEuQ291bnQSEgoKY29udmVyZ2luZxgIIAEoBRIOCgZmYWlsZWQYCSABKAUSKAoEdGltZRgKIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiKQoVR2V0RmxlZXRTdGF0dXNSZXF1ZXN0EhAKCHNlbGVjdG9yGAEgASgJIkUKFkdldEZsZWV0U3RhdHVzUmVzcG9uc2USKwoGc3RhdHVzGAEgASgLMhsuc2tlaW4uZmxlZXQudjEuRmxlZXRTdGF0dXMiJgoURXhwbGFpbkRldmljZVJlcXVlc3QSDgoGZGV2aWNlGAEgASgJIjkKFUV4cGxhaW5EZXZpY2VSZXNwb25zZRIPCgdzdW1tYXJ5GAEgASgJEg8KB3JlYXNvbnMYAiADKAkiswEKC0RldmljZUV2ZW50EigKBHRpbWUYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKCHJlY2VpdmVkGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIMCgRraW5kGAMgASgJEg8KB21lc3NhZ2UYBCABKAkSDwoHcmVsZWFzZRgFIAEoCRIMCgRzdGVwGAYgASgJEg4KBmF0dGFjaxgHIAEoCSI4ChdMaXN0RGV2aWNlRXZlbnRzUmVxdWVzdBIOCgZkZXZpY2UYASABKAkSDQoFbGltaXQYAiABKAUiRwoYTGlzdERldmljZUV2ZW50c1Jlc3BvbnNlEisKBmV2ZW50cxgBIAMoCzIbLnNrZWluLmZsZWV0LnYxLkRldmljZUV2ZW50IiYKFEFwcHJvdmVEZXZpY2VSZXF1ZXN0Eg4KBmRldmljZRgBIAEoCSI/ChVBcHByb3ZlRGV2aWNlUmVzcG9uc2USJgoGZGV2aWNlGAEgASgLMhYuc2tlaW4uZmxlZXQudjEuRGV2aWNlIjUKE1Jldm9rZURldmljZVJlcXVlc3QSDgoGZGV2aWNlGAEgASgJEg4KBnJlYXNvbhgCIAEoCSJVChRSZXZva2VEZXZpY2VSZXNwb25zZRImCgZkZXZpY2UYASABKAsyFi5za2Vpbi5mbGVldC52MS5EZXZpY2USFQoNc2Vzc2lvbl9lbmRlZBgCIAEoCCI+ChRSZXBsYWNlRGV2aWNlUmVxdWVzdBISCgpvbGRfZGV2aWNlGAEgASgJEhIKCm5ld19kZXZpY2UYAiABKAkiPwoVUmVwbGFjZURldmljZVJlc3BvbnNlEiYKBmRldmljZRgBIAEoCzIWLnNrZWluLmZsZWV0LnYxLkRldmljZSLFAQoSTGFiZWxEZXZpY2VSZXF1ZXN0Eg4KBmRldmljZRgBIAEoCRI4CgNzZXQYAiADKAsyKy5za2Vpbi5mbGVldC52MS5MYWJlbERldmljZVJlcXVlc3QuU2V0RW50cnkSDgoGcmVtb3ZlGAMgAygJEg0KBWdyYW50GAQgAygJEgwKBHRha2UYBSADKAkSDAoEbmFtZRgGIAEoCRoqCghTZXRFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIj0KE0xhYmVsRGV2aWNlUmVzcG9uc2USJgoGZGV2aWNlGAEgASgLMhYuc2tlaW4uZmxlZXQudjEuRGV2aWNlIkQKFEFzc2lnblJlbGVhc2VSZXF1ZXN0Eg4KBmRldmljZRgBIAEoCRIPCgdyZWxlYXNlGAIgASgJEgsKA25vdxh4IAEoCCI/ChVBc3NpZ25SZWxlYXNlUmVzcG9uc2USJgoGZGV2aWNlGAEgASgLMhYuc2tlaW4uZmxlZXQudjEuRGV2aWNlIioKGENvbmZpcm1HZW5lcmF0aW9uUmVxdWVzdBIOCgZkZXZpY2UYASABKAkiQwoZQ29uZmlybUdlbmVyYXRpb25SZXNwb25zZRImCgZkZXZpY2UYASABKAsyFi5za2Vpbi5mbGVldC52MS5EZXZpY2UitwIKBVRva2VuEgoKAmlkGAEgASgJEgwKBHVzZXMYAiABKAUSDAoEdXNlZBgDIAEoBRIrCgdleHBpcmVzGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIxCgZsYWJlbHMYBSADKAsyIS5za2Vpbi5mbGVldC52MS5Ub2tlbi5MYWJlbHNFbnRyeRIPCgdzZXJpYWxzGAYgAygJEhQKDGF1dG9fYXBwcm92ZRgHIAEoCBIPCgdyZXZva2VkGAggASgIEisKB2NyZWF0ZWQYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmNyZWF0ZWRfYnkYCiABKAkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASLtAQoTQ3JlYXRlVG9rZW5zUmVxdWVzdBINCgVjb3VudBgBIAEoBRIMCgR1c2VzGAIgASgFEhMKC3R0bF9zZWNvbmRzGAMgASgDEj8KBmxhYmVscxgEIAMoCzIvLnNrZWluLmZsZWV0LnYxLkNyZWF0ZVRva2Vuc1JlcXVlc3QuTGFiZWxzRW50cnkSDwoHc2VyaWFscxgFIAMoCRIUCgxhdXRvX2FwcHJvdmUYBiABKAgSDQoFZm9yY2UYByABKAgaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJDCgxDcmVhdGVkVG9rZW4SJAoFdG9rZW4YASABKAsyFS5za2Vpbi5mbGVldC52MS5Ub2tlbhINCgVjbGFpbRgCIAEoCSJEChRDcmVhdGVUb2tlbnNSZXNwb25zZRIsCgZ0b2tlbnMYASADKAsyHC5za2Vpbi5mbGVldC52MS5DcmVhdGVkVG9rZW4iEwoRTGlzdFRva2Vuc1JlcXVlc3QiOwoSTGlzdFRva2Vuc1Jlc3BvbnNlEiUKBnRva2VucxgBIAMoCzIVLnNrZWluLmZsZWV0LnYxLlRva2VuIiAKElJldm9rZVRva2VuUmVxdWVzdBIKCgJpZBgBIAEoCSI7ChNSZXZva2VUb2tlblJlc3BvbnNlEiQKBXRva2VuGAEgASgLMhUuc2tlaW4uZmxlZXQudjEuVG9rZW4idwoJUGFyYW1ldGVyEi0KBXNjb3BlGAEgASgOMh4uc2tlaW4uZmxlZXQudjEuUGFyYW1ldGVyU2NvcGUSDwoHc3ViamVjdBgCIAEoCRILCgNrZXkYAyABKAkSDQoFdmFsdWUYBCABKAkSDgoGc2VjcmV0GAUgASgIImkKFFNldFBhcmFtZXRlcnNSZXF1ZXN0EiYKA3NldBgBIAMoCzIZLnNrZWluLmZsZWV0LnYxLlBhcmFtZXRlchIpCgZyZW1vdmUYAiADKAsyGS5za2Vpbi5mbGVldC52MS5QYXJhbWV0ZXIiKAoVU2V0UGFyYW1ldGVyc1Jlc3BvbnNlEg8KB2RldmljZXMYASABKAUiJwoVTGlzdFBhcmFtZXRlcnNSZXF1ZXN0Eg4KBmRldmljZRgBIAEoCSJHChZMaXN0UGFyYW1ldGVyc1Jlc3BvbnNlEi0KCnBhcmFtZXRlcnMYASADKAsyGS5za2Vpbi5mbGVldC52MS5QYXJhbWV0ZXIqkgEKC0RldmljZVN0YXRlEhwKGERFVklDRV9TVEFURV9VTlNQRUNJRklFRBAAEhgKFERFVklDRV9TVEFURV9QRU5ESU5HEAESFwoTREVWSUNFX1NUQVRFX09OTElORRACEhgKFERFVklDRV9TVEFURV9PRkZMSU5FEAMSGAoUREVWSUNFX1NUQVRFX1JFVk9LRUQQBCqCAQoOUGFyYW1ldGVyU2NvcGUSHwobUEFSQU1FVEVSX1NDT1BFX1VOU1BFQ0lGSUVEEAASGQoVUEFSQU1FVEVSX1NDT1BFX0ZMRUVUEAESGAoUUEFSQU1FVEVSX1NDT1BFX1NJVEUQAhIaChZQQVJBTUVURVJfU0NPUEVfREVWSUNFEAMyjQ0KDEZsZWV0U2VydmljZRJWCgtMaXN0RGV2aWNlcxIiLnNrZWluLmZsZWV0LnYxLkxpc3REZXZpY2VzUmVxdWVzdBojLnNrZWluLmZsZWV0LnYxLkxpc3REZXZpY2VzUmVzcG9uc2USUAoJR2V0RGV2aWNlEiAuc2tlaW4uZmxlZXQudjEuR2V0RGV2aWNlUmVxdWVzdBohLnNrZWluLmZsZWV0LnYxLkdldERldmljZVJlc3BvbnNlElgKC1dhdGNoRGV2aWNlEiIuc2tlaW4uZmxlZXQudjEuV2F0Y2hEZXZpY2VSZXF1ZXN0GiMuc2tlaW4uZmxlZXQudjEuV2F0Y2hEZXZpY2VSZXNwb25zZTABElUKCldhdGNoRmxlZXQSIS5za2Vpbi5mbGVldC52MS5XYXRjaEZsZWV0UmVxdWVzdBoiLnNrZWluLmZsZWV0LnYxLldhdGNoRmxlZXRSZXNwb25zZTABEl8KDkdldEZsZWV0U3RhdHVzEiUuc2tlaW4uZmxlZXQudjEuR2V0RmxlZXRTdGF0dXNSZXF1ZXN0GiYuc2tlaW4uZmxlZXQudjEuR2V0RmxlZXRTdGF0dXNSZXNwb25zZRJcCg1FeHBsYWluRGV2aWNlEiQuc2tlaW4uZmxlZXQudjEuRXhwbGFpbkRldmljZVJlcXVlc3QaJS5za2Vpbi5mbGVldC52MS5FeHBsYWluRGV2aWNlUmVzcG9uc2USZQoQTGlzdERldmljZUV2ZW50cxInLnNrZWluLmZsZWV0LnYxLkxpc3REZXZpY2VFdmVudHNSZXF1ZXN0Giguc2tlaW4uZmxlZXQudjEuTGlzdERldmljZUV2ZW50c1Jlc3BvbnNlElwKDUFwcHJvdmVEZXZpY2USJC5za2Vpbi5mbGVldC52MS5BcHByb3ZlRGV2aWNlUmVxdWVzdBolLnNrZWluLmZsZWV0LnYxLkFwcHJvdmVEZXZpY2VSZXNwb25zZRJZCgxSZXZva2VEZXZpY2USIy5za2Vpbi5mbGVldC52MS5SZXZva2VEZXZpY2VSZXF1ZXN0GiQuc2tlaW4uZmxlZXQudjEuUmV2b2tlRGV2aWNlUmVzcG9uc2USXAoNUmVwbGFjZURldmljZRIkLnNrZWluLmZsZWV0LnYxLlJlcGxhY2VEZXZpY2VSZXF1ZXN0GiUuc2tlaW4uZmxlZXQudjEuUmVwbGFjZURldmljZVJlc3BvbnNlElYKC0xhYmVsRGV2aWNlEiIuc2tlaW4uZmxlZXQudjEuTGFiZWxEZXZpY2VSZXF1ZXN0GiMuc2tlaW4uZmxlZXQudjEuTGFiZWxEZXZpY2VSZXNwb25zZRJcCg1Bc3NpZ25SZWxlYXNlEiQuc2tlaW4uZmxlZXQudjEuQXNzaWduUmVsZWFzZVJlcXVlc3QaJS5za2Vpbi5mbGVldC52MS5Bc3NpZ25SZWxlYXNlUmVzcG9uc2USaAoRQ29uZmlybUdlbmVyYXRpb24SKC5za2Vpbi5mbGVldC52MS5Db25maXJtR2VuZXJhdGlvblJlcXVlc3QaKS5za2Vpbi5mbGVldC52MS5Db25maXJtR2VuZXJhdGlvblJlc3BvbnNlElkKDENyZWF0ZVRva2VucxIjLnNrZWluLmZsZWV0LnYxLkNyZWF0ZVRva2Vuc1JlcXVlc3QaJC5za2Vpbi5mbGVldC52MS5DcmVhdGVUb2tlbnNSZXNwb25zZRJTCgpMaXN0VG9rZW5zEiEuc2tlaW4uZmxlZXQudjEuTGlzdFRva2Vuc1JlcXVlc3QaIi5za2Vpbi5mbGVldC52MS5MaXN0VG9rZW5zUmVzcG9uc2USVgoLUmV2b2tlVG9rZW4SIi5za2Vpbi5mbGVldC52MS5SZXZva2VUb2tlblJlcXVlc3QaIy5za2Vpbi5mbGVldC52MS5SZXZva2VUb2tlblJlc3BvbnNlElwKDVNldFBhcmFtZXRlcnMSJC5za2Vpbi5mbGVldC52MS5TZXRQYXJhbWV0ZXJzUmVxdWVzdBolLnNrZWluLmZsZWV0LnYxLlNldFBhcmFtZXRlcnNSZXNwb25zZRJfCg5MaXN0UGFyYW1ldGVycxIlLnNrZWluLmZsZWV0LnYxLkxpc3RQYXJhbWV0ZXJzUmVxdWVzdBomLnNrZWluLmZsZWV0LnYxLkxpc3RQYXJhbWV0ZXJzUmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_timestamp]);
+  fileDesc("Chpza2Vpbi9mbGVldC92MS9mbGVldC5wcm90bxIOc2tlaW4uZmxlZXQudjEiLAoKR2VuZXJhdGlvbhINCgVlcG9jaBgBIAEoBBIPCgdjb3VudGVyGAIgASgEImcKCUNvbmRpdGlvbhIMCgRuYW1lGAEgASgJEhAKCHNldmVyaXR5GAIgASgJEg8KB21lc3NhZ2UYAyABKAkSKQoFc2luY2UYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wInQKCVN0ZXBFbnRyeRIMCgRzdGVwGAEgASgJEg0KBXN0YXRlGAIgASgJEg8KB3JlbGVhc2UYAyABKAkSDwoHbWVzc2FnZRgEIAEoCRIoCgR0aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCKqCQoGRGV2aWNlEgoKAmlkGAEgASgJEg4KBnRlbmFudBgCIAEoCRIMCgRuYW1lGAMgASgJEg4KBnNlcmlhbBgEIAEoCRIQCghoYXJkd2FyZRgFIAEoCRIyCgZsYWJlbHMYBiADKAsyIi5za2Vpbi5mbGVldC52MS5EZXZpY2UuTGFiZWxzRW50cnkSFAoMY2FwYWJpbGl0aWVzGAcgAygJEg4KBnRhcmdldBgIIAEoCRIqCgVzdGF0ZRgJIAEoDjIbLnNrZWluLmZsZWV0LnYxLkRldmljZVN0YXRlEi0KCWxhc3Rfc2VlbhgKIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5yb2xsZWQYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjkKFWNlcnRpZmljYXRlX25vdF9hZnRlchgMIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFQoNYWdlbnRfdmVyc2lvbhgNIAEoCRIXCg9kZXNpcmVkX3JlbGVhc2UYDiABKAkSHAoUZGVzaXJlZF9yZWxlYXNlX25hbWUYDyABKAkSFwoPcnVubmluZ19yZWxlYXNlGBAgASgJEhwKFHJ1bm5pbmdfcmVsZWFzZV9uYW1lGBEgASgJEjYKEmRlc2lyZWRfZ2VuZXJhdGlvbhgSIAEoCzIaLnNrZWluLmZsZWV0LnYxLkdlbmVyYXRpb24SMwoPaGVsZF9nZW5lcmF0aW9uGBMgASgLMhouc2tlaW4uZmxlZXQudjEuR2VuZXJhdGlvbhINCgVwaGFzZRgUIAEoCRIMCgRzdGVwGBUgASgJEhUKDWZhaWx1cmVfY2xhc3MYFiABKAkSDwoHZmFpbHVyZRgXIAEoCRItCgpjb25kaXRpb25zGBggAygLMhkuc2tlaW4uZmxlZXQudjEuQ29uZGl0aW9uEioKB2pvdXJuYWwYGSADKAsyGS5za2Vpbi5mbGVldC52MS5TdGVwRW50cnkSIQoZZGVzaXJlZF9wYXJhbWV0ZXJzX2RpZ2VzdBgaIAEoCRIiChpyZXBvcnRlZF9wYXJhbWV0ZXJzX2RpZ2VzdBgbIAEoCRIPCgdyb2xsb3V0GBwgASgJEg8KB2Jvb3RfaWQYHSABKAkSFgoOY2xvY2tfZG91YnRmdWwYHiABKAgSHgoWZ2VuZXJhdGlvbl9mcm9tX2Z1dHVyZRgfIAEoCBItCgpib290X2NoYWluGDwgASgLMhkuc2tlaW4uZmxlZXQudjEuQm9vdENoYWluEi8KC2FnZW50X3Nsb3RzGD0gASgLMhouc2tlaW4uZmxlZXQudjEuQWdlbnRTbG90cxIVCg1ieXRlc19mZXRjaGVkGGQgASgDEiwKB3NvdXJjZXMYZSADKAsyGy5za2Vpbi5mbGVldC52MS5Tb3VyY2VCeXRlcxIvCgh0cmFuc2Zlchh4IAEoCzIdLnNrZWluLmZsZWV0LnYxLlRyYW5zZmVyU3RhdGUaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASL8AQoJQm9vdENoYWluEg4KBmRyaXZlchgBIAEoCRIPCgd2ZXJzaW9uGAIgASgJEhIKCnJlZHVuZGFuY3kYAyABKAkSDwoHY2Fwc3VsZRgEIAEoCRIqCghmaXJtd2FyZRgFIAMoCzIYLnNrZWluLmZsZWV0LnYxLkJvb3RTbG90EigKBnJvb3RmcxgGIAMoCzIYLnNrZWluLmZsZWV0LnYxLkJvb3RTbG90EioKBGVzcnQYByADKAsyHC5za2Vpbi5mbGVldC52MS5Cb290RmlybXdhcmUSJwoFdHJhcHMYCCADKAsyGC5za2Vpbi5mbGVldC52MS5Cb290VHJhcCJcCghCb290U2xvdBIOCgZudW1iZXIYASABKAUSDgoGc3RhdHVzGAIgASgJEg8KB3JldHJpZXMYAyABKAUSDwoHY3VycmVudBgEIAEoCBIOCgZhY3RpdmUYBSABKAgigwEKDEJvb3RGaXJtd2FyZRINCgVjbGFzcxgBIAEoCRIPCgd2ZXJzaW9uGAIgASgEEhgKEGxvd2VzdF9zdXBwb3J0ZWQYAyABKAQSHAoUbGFzdF9hdHRlbXB0X3ZlcnNpb24YBCABKAQSGwoTbGFzdF9hdHRlbXB0X3N0YXR1cxgFIAEoBCI5CghCb290VHJhcBIMCgRuYW1lGAEgASgJEg8KB3Byb2JsZW0YAiABKAkSDgoGcmVwYWlyGAMgASgJIoYBCgpBZ2VudFNsb3RzEg4KBmFjdGl2ZRgBIAEoCRIQCghwcmV2aW91cxgCIAEoCRIOCgZkaWdlc3QYAyABKAkSDQoFdHJpYWwYBCABKAkSEgoKdHJpZXNfbGVmdBgFIAEoBRISCgpjaGVja2VkX2luGAYgASgIEg8KB2ZhaWx1cmUYByABKAkiKgoLU291cmNlQnl0ZXMSDAoEbmFtZRgBIAEoCRINCgVieXRlcxgCIAEoAyKqAQoNVHJhbnNmZXJTdGF0ZRIRCglpbnRlcmZhY2UYASABKAkSEgoKbGlua19jbGFzcxgCIAEoCRIMCgR6b25lGAMgASgJEioKBHVzZWQYBCADKAsyHC5za2Vpbi5mbGVldC52MS5BbGxvd2FuY2VVc2USDQoFd2FpdHMYBSABKAkSKQoFdW50aWwYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIl4KDEFsbG93YW5jZVVzZRISCgpsaW5rX2NsYXNzGAEgASgJEg4KBnBlcmlvZBgCIAEoCRIMCgRuYW1lGAMgASgJEg0KBWJ5dGVzGAQgASgDEg0KBWxpbWl0GAUgASgDIlIKB1JlYWRpbmcSDgoGc2VyaWVzGAEgASgJEg0KBXZhbHVlGAIgASgBEigKBHRpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wImsKEkxpc3REZXZpY2VzUmVxdWVzdBIQCghzZWxlY3RvchgBIAEoCRIOCgZzZWFyY2gYAiABKAkSEQoJcGFnZV9zaXplGAMgASgFEhIKCnBhZ2VfdG9rZW4YBCABKAkSDAoEZnVsbBgFIAEoCCJmChNMaXN0RGV2aWNlc1Jlc3BvbnNlEicKB2RldmljZXMYASADKAsyFi5za2Vpbi5mbGVldC52MS5EZXZpY2USFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJEg0KBXRvdGFsGAMgASgFIiIKEEdldERldmljZVJlcXVlc3QSDgoGZGV2aWNlGAEgASgJImYKEUdldERldmljZVJlc3BvbnNlEiYKBmRldmljZRgBIAEoCzIWLnNrZWluLmZsZWV0LnYxLkRldmljZRIpCghyZWFkaW5ncxgCIAMoCzIXLnNrZWluLmZsZWV0LnYxLlJlYWRpbmciJAoSV2F0Y2hEZXZpY2VSZXF1ZXN0Eg4KBmRldmljZRgBIAEoCSJoChNXYXRjaERldmljZVJlc3BvbnNlEiYKBmRldmljZRgBIAEoCzIWLnNrZWluLmZsZWV0LnYxLkRldmljZRIpCghyZWFkaW5ncxgCIAMoCzIXLnNrZWluLmZsZWV0LnYxLlJlYWRpbmciJQoRV2F0Y2hGbGVldFJlcXVlc3QSEAoIc2VsZWN0b3IYASABKAkiagoSV2F0Y2hGbGVldFJlc3BvbnNlEisKBnN0YXR1cxgBIAEoCzIbLnNrZWluLmZsZWV0LnYxLkZsZWV0U3RhdHVzEicKB2NoYW5nZWQYAiADKAsyFi5za2Vpbi5mbGVldC52MS5EZXZpY2UiIwoFQ291bnQSCwoDa2V5GAEgASgJEg0KBWNvdW50GAIgASgFIusCCgtGbGVldFN0YXR1cxIPCgdkZXZpY2VzGAEgASgFEicKCGJ5X3N0YXRlGAIgAygLMhUuc2tlaW4uZmxlZXQudjEuQ291bnQSKAoJYnlfdGFyZ2V0GAMgAygLMhUuc2tlaW4uZmxlZXQudjEuQ291bnQSJgoHYnlfc2l0ZRgEIAMoCzIVLnNrZWluLmZsZWV0LnYxLkNvdW50EikKCmJ5X3JlbGVhc2UYBSADKAsyFS5za2Vpbi5mbGVldC52MS5Db3VudBIqCgtieV9oYXJkd2FyZRgGIAMoCzIVLnNrZWluLmZsZWV0LnYxLkNvdW50EisKDGJ5X2NvbmRpdGlvbhgHIAMoCzIVLnNrZWluLmZsZWV0LnYxLkNvdW50EhIKCmNvbnZlcmdpbmcYCCABKAUSDgoGZmFpbGVkGAkgASgFEigKBHRpbWUYCiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIikKFUdldEZsZWV0U3RhdHVzUmVxdWVzdBIQCghzZWxlY3RvchgBIAEoCSJFChZHZXRGbGVldFN0YXR1c1Jlc3BvbnNlEisKBnN0YXR1cxgBIAEoCzIbLnNrZWluLmZsZWV0LnYxLkZsZWV0U3RhdHVzIiYKFEV4cGxhaW5EZXZpY2VSZXF1ZXN0Eg4KBmRldmljZRgBIAEoCSI5ChVFeHBsYWluRGV2aWNlUmVzcG9uc2USDwoHc3VtbWFyeRgBIAEoCRIPCgdyZWFzb25zGAIgAygJIrMBCgtEZXZpY2VFdmVudBIoCgR0aW1lGAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghyZWNlaXZlZBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDAoEa2luZBgDIAEoCRIPCgdtZXNzYWdlGAQgASgJEg8KB3JlbGVhc2UYBSABKAkSDAoEc3RlcBgGIAEoCRIOCgZhdHRhY2sYByABKAkiOAoXTGlzdERldmljZUV2ZW50c1JlcXVlc3QSDgoGZGV2aWNlGAEgASgJEg0KBWxpbWl0GAIgASgFIkcKGExpc3REZXZpY2VFdmVudHNSZXNwb25zZRIrCgZldmVudHMYASADKAsyGy5za2Vpbi5mbGVldC52MS5EZXZpY2VFdmVudCImChRBcHByb3ZlRGV2aWNlUmVxdWVzdBIOCgZkZXZpY2UYASABKAkiPwoVQXBwcm92ZURldmljZVJlc3BvbnNlEiYKBmRldmljZRgBIAEoCzIWLnNrZWluLmZsZWV0LnYxLkRldmljZSI1ChNSZXZva2VEZXZpY2VSZXF1ZXN0Eg4KBmRldmljZRgBIAEoCRIOCgZyZWFzb24YAiABKAkiVQoUUmV2b2tlRGV2aWNlUmVzcG9uc2USJgoGZGV2aWNlGAEgASgLMhYuc2tlaW4uZmxlZXQudjEuRGV2aWNlEhUKDXNlc3Npb25fZW5kZWQYAiABKAgiPgoUUmVwbGFjZURldmljZVJlcXVlc3QSEgoKb2xkX2RldmljZRgBIAEoCRISCgpuZXdfZGV2aWNlGAIgASgJIj8KFVJlcGxhY2VEZXZpY2VSZXNwb25zZRImCgZkZXZpY2UYASABKAsyFi5za2Vpbi5mbGVldC52MS5EZXZpY2UixQEKEkxhYmVsRGV2aWNlUmVxdWVzdBIOCgZkZXZpY2UYASABKAkSOAoDc2V0GAIgAygLMisuc2tlaW4uZmxlZXQudjEuTGFiZWxEZXZpY2VSZXF1ZXN0LlNldEVudHJ5Eg4KBnJlbW92ZRgDIAMoCRINCgVncmFudBgEIAMoCRIMCgR0YWtlGAUgAygJEgwKBG5hbWUYBiABKAkaKgoIU2V0RW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASI9ChNMYWJlbERldmljZVJlc3BvbnNlEiYKBmRldmljZRgBIAEoCzIWLnNrZWluLmZsZWV0LnYxLkRldmljZSJEChRBc3NpZ25SZWxlYXNlUmVxdWVzdBIOCgZkZXZpY2UYASABKAkSDwoHcmVsZWFzZRgCIAEoCRILCgNub3cYeCABKAgiPwoVQXNzaWduUmVsZWFzZVJlc3BvbnNlEiYKBmRldmljZRgBIAEoCzIWLnNrZWluLmZsZWV0LnYxLkRldmljZSIqChhDb25maXJtR2VuZXJhdGlvblJlcXVlc3QSDgoGZGV2aWNlGAEgASgJIkMKGUNvbmZpcm1HZW5lcmF0aW9uUmVzcG9uc2USJgoGZGV2aWNlGAEgASgLMhYuc2tlaW4uZmxlZXQudjEuRGV2aWNlIrcCCgVUb2tlbhIKCgJpZBgBIAEoCRIMCgR1c2VzGAIgASgFEgwKBHVzZWQYAyABKAUSKwoHZXhwaXJlcxgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASMQoGbGFiZWxzGAUgAygLMiEuc2tlaW4uZmxlZXQudjEuVG9rZW4uTGFiZWxzRW50cnkSDwoHc2VyaWFscxgGIAMoCRIUCgxhdXRvX2FwcHJvdmUYByABKAgSDwoHcmV2b2tlZBgIIAEoCBIrCgdjcmVhdGVkGAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBISCgpjcmVhdGVkX2J5GAogASgJGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEi7QEKE0NyZWF0ZVRva2Vuc1JlcXVlc3QSDQoFY291bnQYASABKAUSDAoEdXNlcxgCIAEoBRITCgt0dGxfc2Vjb25kcxgDIAEoAxI/CgZsYWJlbHMYBCADKAsyLy5za2Vpbi5mbGVldC52MS5DcmVhdGVUb2tlbnNSZXF1ZXN0LkxhYmVsc0VudHJ5Eg8KB3NlcmlhbHMYBSADKAkSFAoMYXV0b19hcHByb3ZlGAYgASgIEg0KBWZvcmNlGAcgASgIGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiQwoMQ3JlYXRlZFRva2VuEiQKBXRva2VuGAEgASgLMhUuc2tlaW4uZmxlZXQudjEuVG9rZW4SDQoFY2xhaW0YAiABKAkiRAoUQ3JlYXRlVG9rZW5zUmVzcG9uc2USLAoGdG9rZW5zGAEgAygLMhwuc2tlaW4uZmxlZXQudjEuQ3JlYXRlZFRva2VuIhMKEUxpc3RUb2tlbnNSZXF1ZXN0IjsKEkxpc3RUb2tlbnNSZXNwb25zZRIlCgZ0b2tlbnMYASADKAsyFS5za2Vpbi5mbGVldC52MS5Ub2tlbiIgChJSZXZva2VUb2tlblJlcXVlc3QSCgoCaWQYASABKAkiOwoTUmV2b2tlVG9rZW5SZXNwb25zZRIkCgV0b2tlbhgBIAEoCzIVLnNrZWluLmZsZWV0LnYxLlRva2VuIncKCVBhcmFtZXRlchItCgVzY29wZRgBIAEoDjIeLnNrZWluLmZsZWV0LnYxLlBhcmFtZXRlclNjb3BlEg8KB3N1YmplY3QYAiABKAkSCwoDa2V5GAMgASgJEg0KBXZhbHVlGAQgASgJEg4KBnNlY3JldBgFIAEoCCJpChRTZXRQYXJhbWV0ZXJzUmVxdWVzdBImCgNzZXQYASADKAsyGS5za2Vpbi5mbGVldC52MS5QYXJhbWV0ZXISKQoGcmVtb3ZlGAIgAygLMhkuc2tlaW4uZmxlZXQudjEuUGFyYW1ldGVyIigKFVNldFBhcmFtZXRlcnNSZXNwb25zZRIPCgdkZXZpY2VzGAEgASgFIicKFUxpc3RQYXJhbWV0ZXJzUmVxdWVzdBIOCgZkZXZpY2UYASABKAkiRwoWTGlzdFBhcmFtZXRlcnNSZXNwb25zZRItCgpwYXJhbWV0ZXJzGAEgAygLMhkuc2tlaW4uZmxlZXQudjEuUGFyYW1ldGVyKpIBCgtEZXZpY2VTdGF0ZRIcChhERVZJQ0VfU1RBVEVfVU5TUEVDSUZJRUQQABIYChRERVZJQ0VfU1RBVEVfUEVORElORxABEhcKE0RFVklDRV9TVEFURV9PTkxJTkUQAhIYChRERVZJQ0VfU1RBVEVfT0ZGTElORRADEhgKFERFVklDRV9TVEFURV9SRVZPS0VEEAQqggEKDlBhcmFtZXRlclNjb3BlEh8KG1BBUkFNRVRFUl9TQ09QRV9VTlNQRUNJRklFRBAAEhkKFVBBUkFNRVRFUl9TQ09QRV9GTEVFVBABEhgKFFBBUkFNRVRFUl9TQ09QRV9TSVRFEAISGgoWUEFSQU1FVEVSX1NDT1BFX0RFVklDRRADMo0NCgxGbGVldFNlcnZpY2USVgoLTGlzdERldmljZXMSIi5za2Vpbi5mbGVldC52MS5MaXN0RGV2aWNlc1JlcXVlc3QaIy5za2Vpbi5mbGVldC52MS5MaXN0RGV2aWNlc1Jlc3BvbnNlElAKCUdldERldmljZRIgLnNrZWluLmZsZWV0LnYxLkdldERldmljZVJlcXVlc3QaIS5za2Vpbi5mbGVldC52MS5HZXREZXZpY2VSZXNwb25zZRJYCgtXYXRjaERldmljZRIiLnNrZWluLmZsZWV0LnYxLldhdGNoRGV2aWNlUmVxdWVzdBojLnNrZWluLmZsZWV0LnYxLldhdGNoRGV2aWNlUmVzcG9uc2UwARJVCgpXYXRjaEZsZWV0EiEuc2tlaW4uZmxlZXQudjEuV2F0Y2hGbGVldFJlcXVlc3QaIi5za2Vpbi5mbGVldC52MS5XYXRjaEZsZWV0UmVzcG9uc2UwARJfCg5HZXRGbGVldFN0YXR1cxIlLnNrZWluLmZsZWV0LnYxLkdldEZsZWV0U3RhdHVzUmVxdWVzdBomLnNrZWluLmZsZWV0LnYxLkdldEZsZWV0U3RhdHVzUmVzcG9uc2USXAoNRXhwbGFpbkRldmljZRIkLnNrZWluLmZsZWV0LnYxLkV4cGxhaW5EZXZpY2VSZXF1ZXN0GiUuc2tlaW4uZmxlZXQudjEuRXhwbGFpbkRldmljZVJlc3BvbnNlEmUKEExpc3REZXZpY2VFdmVudHMSJy5za2Vpbi5mbGVldC52MS5MaXN0RGV2aWNlRXZlbnRzUmVxdWVzdBooLnNrZWluLmZsZWV0LnYxLkxpc3REZXZpY2VFdmVudHNSZXNwb25zZRJcCg1BcHByb3ZlRGV2aWNlEiQuc2tlaW4uZmxlZXQudjEuQXBwcm92ZURldmljZVJlcXVlc3QaJS5za2Vpbi5mbGVldC52MS5BcHByb3ZlRGV2aWNlUmVzcG9uc2USWQoMUmV2b2tlRGV2aWNlEiMuc2tlaW4uZmxlZXQudjEuUmV2b2tlRGV2aWNlUmVxdWVzdBokLnNrZWluLmZsZWV0LnYxLlJldm9rZURldmljZVJlc3BvbnNlElwKDVJlcGxhY2VEZXZpY2USJC5za2Vpbi5mbGVldC52MS5SZXBsYWNlRGV2aWNlUmVxdWVzdBolLnNrZWluLmZsZWV0LnYxLlJlcGxhY2VEZXZpY2VSZXNwb25zZRJWCgtMYWJlbERldmljZRIiLnNrZWluLmZsZWV0LnYxLkxhYmVsRGV2aWNlUmVxdWVzdBojLnNrZWluLmZsZWV0LnYxLkxhYmVsRGV2aWNlUmVzcG9uc2USXAoNQXNzaWduUmVsZWFzZRIkLnNrZWluLmZsZWV0LnYxLkFzc2lnblJlbGVhc2VSZXF1ZXN0GiUuc2tlaW4uZmxlZXQudjEuQXNzaWduUmVsZWFzZVJlc3BvbnNlEmgKEUNvbmZpcm1HZW5lcmF0aW9uEiguc2tlaW4uZmxlZXQudjEuQ29uZmlybUdlbmVyYXRpb25SZXF1ZXN0Gikuc2tlaW4uZmxlZXQudjEuQ29uZmlybUdlbmVyYXRpb25SZXNwb25zZRJZCgxDcmVhdGVUb2tlbnMSIy5za2Vpbi5mbGVldC52MS5DcmVhdGVUb2tlbnNSZXF1ZXN0GiQuc2tlaW4uZmxlZXQudjEuQ3JlYXRlVG9rZW5zUmVzcG9uc2USUwoKTGlzdFRva2VucxIhLnNrZWluLmZsZWV0LnYxLkxpc3RUb2tlbnNSZXF1ZXN0GiIuc2tlaW4uZmxlZXQudjEuTGlzdFRva2Vuc1Jlc3BvbnNlElYKC1Jldm9rZVRva2VuEiIuc2tlaW4uZmxlZXQudjEuUmV2b2tlVG9rZW5SZXF1ZXN0GiMuc2tlaW4uZmxlZXQudjEuUmV2b2tlVG9rZW5SZXNwb25zZRJcCg1TZXRQYXJhbWV0ZXJzEiQuc2tlaW4uZmxlZXQudjEuU2V0UGFyYW1ldGVyc1JlcXVlc3QaJS5za2Vpbi5mbGVldC52MS5TZXRQYXJhbWV0ZXJzUmVzcG9uc2USXwoOTGlzdFBhcmFtZXRlcnMSJS5za2Vpbi5mbGVldC52MS5MaXN0UGFyYW1ldGVyc1JlcXVlc3QaJi5za2Vpbi5mbGVldC52MS5MaXN0UGFyYW1ldGVyc1Jlc3BvbnNlYgZwcm90bzM", [file_google_protobuf_timestamp]);
 
 /**
  * @generated from message skein.fleet.v1.Generation
@@ -288,6 +288,18 @@ export type Device = Message<"skein.fleet.v1.Device"> & {
   generationFromFuture: boolean;
 
   /**
+   * What the device says of its start and of its agent; with one device only.
+   *
+   * @generated from field: skein.fleet.v1.BootChain boot_chain = 60;
+   */
+  bootChain?: BootChain | undefined;
+
+  /**
+   * @generated from field: skein.fleet.v1.AgentSlots agent_slots = 61;
+   */
+  agentSlots?: AgentSlots | undefined;
+
+  /**
    * Bytes that the last update fetched, and by which way; with one device only.
    *
    * @generated from field: int64 bytes_fetched = 100;
@@ -315,6 +327,234 @@ export const DeviceSchema: GenMessage<Device> = /*@__PURE__*/
   messageDesc(file_skein_fleet_v1_fleet, 3);
 
 /**
+ * BootChain is what a machine with two root file systems says of its start.
+ *
+ * @generated from message skein.fleet.v1.BootChain
+ */
+export type BootChain = Message<"skein.fleet.v1.BootChain"> & {
+  /**
+   * @generated from field: string driver = 1;
+   */
+  driver: string;
+
+  /**
+   * Version of the boot firmware.
+   *
+   * @generated from field: string version = 2;
+   */
+  version: string;
+
+  /**
+   * armed, not-armed, unknown.
+   *
+   * @generated from field: string redundancy = 3;
+   */
+  redundancy: string;
+
+  /**
+   * none, pending, applied, failed, unknown.
+   *
+   * @generated from field: string capsule = 4;
+   */
+  capsule: string;
+
+  /**
+   * @generated from field: repeated skein.fleet.v1.BootSlot firmware = 5;
+   */
+  firmware: BootSlot[];
+
+  /**
+   * @generated from field: repeated skein.fleet.v1.BootSlot rootfs = 6;
+   */
+  rootfs: BootSlot[];
+
+  /**
+   * @generated from field: repeated skein.fleet.v1.BootFirmware esrt = 7;
+   */
+  esrt: BootFirmware[];
+
+  /**
+   * Why an update of the operating system would fail, with the repairs.
+   *
+   * @generated from field: repeated skein.fleet.v1.BootTrap traps = 8;
+   */
+  traps: BootTrap[];
+};
+
+/**
+ * Describes the message skein.fleet.v1.BootChain.
+ * Use `create(BootChainSchema)` to create a new message.
+ */
+export const BootChainSchema: GenMessage<BootChain> = /*@__PURE__*/
+  messageDesc(file_skein_fleet_v1_fleet, 4);
+
+/**
+ * @generated from message skein.fleet.v1.BootSlot
+ */
+export type BootSlot = Message<"skein.fleet.v1.BootSlot"> & {
+  /**
+   * @generated from field: int32 number = 1;
+   */
+  number: number;
+
+  /**
+   * normal, unbootable, unknown.
+   *
+   * @generated from field: string status = 2;
+   */
+  status: string;
+
+  /**
+   * -1 when the firmware does not tell.
+   *
+   * @generated from field: int32 retries = 3;
+   */
+  retries: number;
+
+  /**
+   * It runs, it is to start next.
+   *
+   * @generated from field: bool current = 4;
+   */
+  current: boolean;
+
+  /**
+   * @generated from field: bool active = 5;
+   */
+  active: boolean;
+};
+
+/**
+ * Describes the message skein.fleet.v1.BootSlot.
+ * Use `create(BootSlotSchema)` to create a new message.
+ */
+export const BootSlotSchema: GenMessage<BootSlot> = /*@__PURE__*/
+  messageDesc(file_skein_fleet_v1_fleet, 5);
+
+/**
+ * BootFirmware is one entry of the firmware's table.
+ *
+ * @generated from message skein.fleet.v1.BootFirmware
+ */
+export type BootFirmware = Message<"skein.fleet.v1.BootFirmware"> & {
+  /**
+   * @generated from field: string class = 1;
+   */
+  class: string;
+
+  /**
+   * @generated from field: uint64 version = 2;
+   */
+  version: bigint;
+
+  /**
+   * @generated from field: uint64 lowest_supported = 3;
+   */
+  lowestSupported: bigint;
+
+  /**
+   * @generated from field: uint64 last_attempt_version = 4;
+   */
+  lastAttemptVersion: bigint;
+
+  /**
+   * @generated from field: uint64 last_attempt_status = 5;
+   */
+  lastAttemptStatus: bigint;
+};
+
+/**
+ * Describes the message skein.fleet.v1.BootFirmware.
+ * Use `create(BootFirmwareSchema)` to create a new message.
+ */
+export const BootFirmwareSchema: GenMessage<BootFirmware> = /*@__PURE__*/
+  messageDesc(file_skein_fleet_v1_fleet, 6);
+
+/**
+ * @generated from message skein.fleet.v1.BootTrap
+ */
+export type BootTrap = Message<"skein.fleet.v1.BootTrap"> & {
+  /**
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * @generated from field: string problem = 2;
+   */
+  problem: string;
+
+  /**
+   * @generated from field: string repair = 3;
+   */
+  repair: string;
+};
+
+/**
+ * Describes the message skein.fleet.v1.BootTrap.
+ * Use `create(BootTrapSchema)` to create a new message.
+ */
+export const BootTrapSchema: GenMessage<BootTrap> = /*@__PURE__*/
+  messageDesc(file_skein_fleet_v1_fleet, 7);
+
+/**
+ * AgentSlots say which binary of the agent runs.
+ *
+ * @generated from message skein.fleet.v1.AgentSlots
+ */
+export type AgentSlots = Message<"skein.fleet.v1.AgentSlots"> & {
+  /**
+   * factory, a or b; empty where no supervisor starts the agent.
+   *
+   * @generated from field: string active = 1;
+   */
+  active: string;
+
+  /**
+   * @generated from field: string previous = 2;
+   */
+  previous: string;
+
+  /**
+   * Of the binary that runs, when it came with a release.
+   *
+   * @generated from field: string digest = 3;
+   */
+  digest: string;
+
+  /**
+   * Slot of a new binary that has to show itself.
+   *
+   * @generated from field: string trial = 4;
+   */
+  trial: string;
+
+  /**
+   * @generated from field: int32 tries_left = 5;
+   */
+  triesLeft: number;
+
+  /**
+   * @generated from field: bool checked_in = 6;
+   */
+  checkedIn: boolean;
+
+  /**
+   * Why the last trial did not succeed.
+   *
+   * @generated from field: string failure = 7;
+   */
+  failure: string;
+};
+
+/**
+ * Describes the message skein.fleet.v1.AgentSlots.
+ * Use `create(AgentSlotsSchema)` to create a new message.
+ */
+export const AgentSlotsSchema: GenMessage<AgentSlots> = /*@__PURE__*/
+  messageDesc(file_skein_fleet_v1_fleet, 8);
+
+/**
  * What one way to blobs brought: peer, https, mqtt, child.
  *
  * @generated from message skein.fleet.v1.SourceBytes
@@ -336,7 +576,7 @@ export type SourceBytes = Message<"skein.fleet.v1.SourceBytes"> & {
  * Use `create(SourceBytesSchema)` to create a new message.
  */
 export const SourceBytesSchema: GenMessage<SourceBytes> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 4);
+  messageDesc(file_skein_fleet_v1_fleet, 9);
 
 /**
  * TransferState is a device under a policy of windows and allowances.
@@ -390,7 +630,7 @@ export type TransferState = Message<"skein.fleet.v1.TransferState"> & {
  * Use `create(TransferStateSchema)` to create a new message.
  */
 export const TransferStateSchema: GenMessage<TransferState> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 5);
+  messageDesc(file_skein_fleet_v1_fleet, 10);
 
 /**
  * @generated from message skein.fleet.v1.AllowanceUse
@@ -431,7 +671,7 @@ export type AllowanceUse = Message<"skein.fleet.v1.AllowanceUse"> & {
  * Use `create(AllowanceUseSchema)` to create a new message.
  */
 export const AllowanceUseSchema: GenMessage<AllowanceUse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 6);
+  messageDesc(file_skein_fleet_v1_fleet, 11);
 
 /**
  * Reading is the latest value of one series.
@@ -462,7 +702,7 @@ export type Reading = Message<"skein.fleet.v1.Reading"> & {
  * Use `create(ReadingSchema)` to create a new message.
  */
 export const ReadingSchema: GenMessage<Reading> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 7);
+  messageDesc(file_skein_fleet_v1_fleet, 12);
 
 /**
  * @generated from message skein.fleet.v1.ListDevicesRequest
@@ -506,7 +746,7 @@ export type ListDevicesRequest = Message<"skein.fleet.v1.ListDevicesRequest"> & 
  * Use `create(ListDevicesRequestSchema)` to create a new message.
  */
 export const ListDevicesRequestSchema: GenMessage<ListDevicesRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 8);
+  messageDesc(file_skein_fleet_v1_fleet, 13);
 
 /**
  * @generated from message skein.fleet.v1.ListDevicesResponse
@@ -533,7 +773,7 @@ export type ListDevicesResponse = Message<"skein.fleet.v1.ListDevicesResponse"> 
  * Use `create(ListDevicesResponseSchema)` to create a new message.
  */
 export const ListDevicesResponseSchema: GenMessage<ListDevicesResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 9);
+  messageDesc(file_skein_fleet_v1_fleet, 14);
 
 /**
  * @generated from message skein.fleet.v1.GetDeviceRequest
@@ -552,7 +792,7 @@ export type GetDeviceRequest = Message<"skein.fleet.v1.GetDeviceRequest"> & {
  * Use `create(GetDeviceRequestSchema)` to create a new message.
  */
 export const GetDeviceRequestSchema: GenMessage<GetDeviceRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 10);
+  messageDesc(file_skein_fleet_v1_fleet, 15);
 
 /**
  * @generated from message skein.fleet.v1.GetDeviceResponse
@@ -574,7 +814,7 @@ export type GetDeviceResponse = Message<"skein.fleet.v1.GetDeviceResponse"> & {
  * Use `create(GetDeviceResponseSchema)` to create a new message.
  */
 export const GetDeviceResponseSchema: GenMessage<GetDeviceResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 11);
+  messageDesc(file_skein_fleet_v1_fleet, 16);
 
 /**
  * @generated from message skein.fleet.v1.WatchDeviceRequest
@@ -591,7 +831,7 @@ export type WatchDeviceRequest = Message<"skein.fleet.v1.WatchDeviceRequest"> & 
  * Use `create(WatchDeviceRequestSchema)` to create a new message.
  */
 export const WatchDeviceRequestSchema: GenMessage<WatchDeviceRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 12);
+  messageDesc(file_skein_fleet_v1_fleet, 17);
 
 /**
  * @generated from message skein.fleet.v1.WatchDeviceResponse
@@ -613,7 +853,7 @@ export type WatchDeviceResponse = Message<"skein.fleet.v1.WatchDeviceResponse"> 
  * Use `create(WatchDeviceResponseSchema)` to create a new message.
  */
 export const WatchDeviceResponseSchema: GenMessage<WatchDeviceResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 13);
+  messageDesc(file_skein_fleet_v1_fleet, 18);
 
 /**
  * @generated from message skein.fleet.v1.WatchFleetRequest
@@ -630,7 +870,7 @@ export type WatchFleetRequest = Message<"skein.fleet.v1.WatchFleetRequest"> & {
  * Use `create(WatchFleetRequestSchema)` to create a new message.
  */
 export const WatchFleetRequestSchema: GenMessage<WatchFleetRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 14);
+  messageDesc(file_skein_fleet_v1_fleet, 19);
 
 /**
  * @generated from message skein.fleet.v1.WatchFleetResponse
@@ -652,7 +892,7 @@ export type WatchFleetResponse = Message<"skein.fleet.v1.WatchFleetResponse"> & 
  * Use `create(WatchFleetResponseSchema)` to create a new message.
  */
 export const WatchFleetResponseSchema: GenMessage<WatchFleetResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 15);
+  messageDesc(file_skein_fleet_v1_fleet, 20);
 
 /**
  * @generated from message skein.fleet.v1.Count
@@ -674,7 +914,7 @@ export type Count = Message<"skein.fleet.v1.Count"> & {
  * Use `create(CountSchema)` to create a new message.
  */
 export const CountSchema: GenMessage<Count> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 16);
+  messageDesc(file_skein_fleet_v1_fleet, 21);
 
 /**
  * @generated from message skein.fleet.v1.FleetStatus
@@ -738,7 +978,7 @@ export type FleetStatus = Message<"skein.fleet.v1.FleetStatus"> & {
  * Use `create(FleetStatusSchema)` to create a new message.
  */
 export const FleetStatusSchema: GenMessage<FleetStatus> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 17);
+  messageDesc(file_skein_fleet_v1_fleet, 22);
 
 /**
  * @generated from message skein.fleet.v1.GetFleetStatusRequest
@@ -755,7 +995,7 @@ export type GetFleetStatusRequest = Message<"skein.fleet.v1.GetFleetStatusReques
  * Use `create(GetFleetStatusRequestSchema)` to create a new message.
  */
 export const GetFleetStatusRequestSchema: GenMessage<GetFleetStatusRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 18);
+  messageDesc(file_skein_fleet_v1_fleet, 23);
 
 /**
  * @generated from message skein.fleet.v1.GetFleetStatusResponse
@@ -772,7 +1012,7 @@ export type GetFleetStatusResponse = Message<"skein.fleet.v1.GetFleetStatusRespo
  * Use `create(GetFleetStatusResponseSchema)` to create a new message.
  */
 export const GetFleetStatusResponseSchema: GenMessage<GetFleetStatusResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 19);
+  messageDesc(file_skein_fleet_v1_fleet, 24);
 
 /**
  * @generated from message skein.fleet.v1.ExplainDeviceRequest
@@ -789,7 +1029,7 @@ export type ExplainDeviceRequest = Message<"skein.fleet.v1.ExplainDeviceRequest"
  * Use `create(ExplainDeviceRequestSchema)` to create a new message.
  */
 export const ExplainDeviceRequestSchema: GenMessage<ExplainDeviceRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 20);
+  messageDesc(file_skein_fleet_v1_fleet, 25);
 
 /**
  * @generated from message skein.fleet.v1.ExplainDeviceResponse
@@ -813,7 +1053,7 @@ export type ExplainDeviceResponse = Message<"skein.fleet.v1.ExplainDeviceRespons
  * Use `create(ExplainDeviceResponseSchema)` to create a new message.
  */
 export const ExplainDeviceResponseSchema: GenMessage<ExplainDeviceResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 21);
+  messageDesc(file_skein_fleet_v1_fleet, 26);
 
 /**
  * @generated from message skein.fleet.v1.DeviceEvent
@@ -862,7 +1102,7 @@ export type DeviceEvent = Message<"skein.fleet.v1.DeviceEvent"> & {
  * Use `create(DeviceEventSchema)` to create a new message.
  */
 export const DeviceEventSchema: GenMessage<DeviceEvent> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 22);
+  messageDesc(file_skein_fleet_v1_fleet, 27);
 
 /**
  * @generated from message skein.fleet.v1.ListDeviceEventsRequest
@@ -884,7 +1124,7 @@ export type ListDeviceEventsRequest = Message<"skein.fleet.v1.ListDeviceEventsRe
  * Use `create(ListDeviceEventsRequestSchema)` to create a new message.
  */
 export const ListDeviceEventsRequestSchema: GenMessage<ListDeviceEventsRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 23);
+  messageDesc(file_skein_fleet_v1_fleet, 28);
 
 /**
  * @generated from message skein.fleet.v1.ListDeviceEventsResponse
@@ -901,7 +1141,7 @@ export type ListDeviceEventsResponse = Message<"skein.fleet.v1.ListDeviceEventsR
  * Use `create(ListDeviceEventsResponseSchema)` to create a new message.
  */
 export const ListDeviceEventsResponseSchema: GenMessage<ListDeviceEventsResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 24);
+  messageDesc(file_skein_fleet_v1_fleet, 29);
 
 /**
  * @generated from message skein.fleet.v1.ApproveDeviceRequest
@@ -918,7 +1158,7 @@ export type ApproveDeviceRequest = Message<"skein.fleet.v1.ApproveDeviceRequest"
  * Use `create(ApproveDeviceRequestSchema)` to create a new message.
  */
 export const ApproveDeviceRequestSchema: GenMessage<ApproveDeviceRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 25);
+  messageDesc(file_skein_fleet_v1_fleet, 30);
 
 /**
  * @generated from message skein.fleet.v1.ApproveDeviceResponse
@@ -935,7 +1175,7 @@ export type ApproveDeviceResponse = Message<"skein.fleet.v1.ApproveDeviceRespons
  * Use `create(ApproveDeviceResponseSchema)` to create a new message.
  */
 export const ApproveDeviceResponseSchema: GenMessage<ApproveDeviceResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 26);
+  messageDesc(file_skein_fleet_v1_fleet, 31);
 
 /**
  * @generated from message skein.fleet.v1.RevokeDeviceRequest
@@ -957,7 +1197,7 @@ export type RevokeDeviceRequest = Message<"skein.fleet.v1.RevokeDeviceRequest"> 
  * Use `create(RevokeDeviceRequestSchema)` to create a new message.
  */
 export const RevokeDeviceRequestSchema: GenMessage<RevokeDeviceRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 27);
+  messageDesc(file_skein_fleet_v1_fleet, 32);
 
 /**
  * @generated from message skein.fleet.v1.RevokeDeviceResponse
@@ -979,7 +1219,7 @@ export type RevokeDeviceResponse = Message<"skein.fleet.v1.RevokeDeviceResponse"
  * Use `create(RevokeDeviceResponseSchema)` to create a new message.
  */
 export const RevokeDeviceResponseSchema: GenMessage<RevokeDeviceResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 28);
+  messageDesc(file_skein_fleet_v1_fleet, 33);
 
 /**
  * @generated from message skein.fleet.v1.ReplaceDeviceRequest
@@ -1001,7 +1241,7 @@ export type ReplaceDeviceRequest = Message<"skein.fleet.v1.ReplaceDeviceRequest"
  * Use `create(ReplaceDeviceRequestSchema)` to create a new message.
  */
 export const ReplaceDeviceRequestSchema: GenMessage<ReplaceDeviceRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 29);
+  messageDesc(file_skein_fleet_v1_fleet, 34);
 
 /**
  * @generated from message skein.fleet.v1.ReplaceDeviceResponse
@@ -1018,7 +1258,7 @@ export type ReplaceDeviceResponse = Message<"skein.fleet.v1.ReplaceDeviceRespons
  * Use `create(ReplaceDeviceResponseSchema)` to create a new message.
  */
 export const ReplaceDeviceResponseSchema: GenMessage<ReplaceDeviceResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 30);
+  messageDesc(file_skein_fleet_v1_fleet, 35);
 
 /**
  * @generated from message skein.fleet.v1.LabelDeviceRequest
@@ -1064,7 +1304,7 @@ export type LabelDeviceRequest = Message<"skein.fleet.v1.LabelDeviceRequest"> & 
  * Use `create(LabelDeviceRequestSchema)` to create a new message.
  */
 export const LabelDeviceRequestSchema: GenMessage<LabelDeviceRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 31);
+  messageDesc(file_skein_fleet_v1_fleet, 36);
 
 /**
  * @generated from message skein.fleet.v1.LabelDeviceResponse
@@ -1081,7 +1321,7 @@ export type LabelDeviceResponse = Message<"skein.fleet.v1.LabelDeviceResponse"> 
  * Use `create(LabelDeviceResponseSchema)` to create a new message.
  */
 export const LabelDeviceResponseSchema: GenMessage<LabelDeviceResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 32);
+  messageDesc(file_skein_fleet_v1_fleet, 37);
 
 /**
  * @generated from message skein.fleet.v1.AssignReleaseRequest
@@ -1112,7 +1352,7 @@ export type AssignReleaseRequest = Message<"skein.fleet.v1.AssignReleaseRequest"
  * Use `create(AssignReleaseRequestSchema)` to create a new message.
  */
 export const AssignReleaseRequestSchema: GenMessage<AssignReleaseRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 33);
+  messageDesc(file_skein_fleet_v1_fleet, 38);
 
 /**
  * @generated from message skein.fleet.v1.AssignReleaseResponse
@@ -1129,7 +1369,7 @@ export type AssignReleaseResponse = Message<"skein.fleet.v1.AssignReleaseRespons
  * Use `create(AssignReleaseResponseSchema)` to create a new message.
  */
 export const AssignReleaseResponseSchema: GenMessage<AssignReleaseResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 34);
+  messageDesc(file_skein_fleet_v1_fleet, 39);
 
 /**
  * @generated from message skein.fleet.v1.ConfirmGenerationRequest
@@ -1146,7 +1386,7 @@ export type ConfirmGenerationRequest = Message<"skein.fleet.v1.ConfirmGeneration
  * Use `create(ConfirmGenerationRequestSchema)` to create a new message.
  */
 export const ConfirmGenerationRequestSchema: GenMessage<ConfirmGenerationRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 35);
+  messageDesc(file_skein_fleet_v1_fleet, 40);
 
 /**
  * @generated from message skein.fleet.v1.ConfirmGenerationResponse
@@ -1163,7 +1403,7 @@ export type ConfirmGenerationResponse = Message<"skein.fleet.v1.ConfirmGeneratio
  * Use `create(ConfirmGenerationResponseSchema)` to create a new message.
  */
 export const ConfirmGenerationResponseSchema: GenMessage<ConfirmGenerationResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 36);
+  messageDesc(file_skein_fleet_v1_fleet, 41);
 
 /**
  * @generated from message skein.fleet.v1.Token
@@ -1227,7 +1467,7 @@ export type Token = Message<"skein.fleet.v1.Token"> & {
  * Use `create(TokenSchema)` to create a new message.
  */
 export const TokenSchema: GenMessage<Token> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 37);
+  messageDesc(file_skein_fleet_v1_fleet, 42);
 
 /**
  * @generated from message skein.fleet.v1.CreateTokensRequest
@@ -1286,7 +1526,7 @@ export type CreateTokensRequest = Message<"skein.fleet.v1.CreateTokensRequest"> 
  * Use `create(CreateTokensRequestSchema)` to create a new message.
  */
 export const CreateTokensRequestSchema: GenMessage<CreateTokensRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 38);
+  messageDesc(file_skein_fleet_v1_fleet, 43);
 
 /**
  * @generated from message skein.fleet.v1.CreatedToken
@@ -1310,7 +1550,7 @@ export type CreatedToken = Message<"skein.fleet.v1.CreatedToken"> & {
  * Use `create(CreatedTokenSchema)` to create a new message.
  */
 export const CreatedTokenSchema: GenMessage<CreatedToken> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 39);
+  messageDesc(file_skein_fleet_v1_fleet, 44);
 
 /**
  * @generated from message skein.fleet.v1.CreateTokensResponse
@@ -1327,7 +1567,7 @@ export type CreateTokensResponse = Message<"skein.fleet.v1.CreateTokensResponse"
  * Use `create(CreateTokensResponseSchema)` to create a new message.
  */
 export const CreateTokensResponseSchema: GenMessage<CreateTokensResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 40);
+  messageDesc(file_skein_fleet_v1_fleet, 45);
 
 /**
  * @generated from message skein.fleet.v1.ListTokensRequest
@@ -1340,7 +1580,7 @@ export type ListTokensRequest = Message<"skein.fleet.v1.ListTokensRequest"> & {
  * Use `create(ListTokensRequestSchema)` to create a new message.
  */
 export const ListTokensRequestSchema: GenMessage<ListTokensRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 41);
+  messageDesc(file_skein_fleet_v1_fleet, 46);
 
 /**
  * @generated from message skein.fleet.v1.ListTokensResponse
@@ -1357,7 +1597,7 @@ export type ListTokensResponse = Message<"skein.fleet.v1.ListTokensResponse"> & 
  * Use `create(ListTokensResponseSchema)` to create a new message.
  */
 export const ListTokensResponseSchema: GenMessage<ListTokensResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 42);
+  messageDesc(file_skein_fleet_v1_fleet, 47);
 
 /**
  * @generated from message skein.fleet.v1.RevokeTokenRequest
@@ -1374,7 +1614,7 @@ export type RevokeTokenRequest = Message<"skein.fleet.v1.RevokeTokenRequest"> & 
  * Use `create(RevokeTokenRequestSchema)` to create a new message.
  */
 export const RevokeTokenRequestSchema: GenMessage<RevokeTokenRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 43);
+  messageDesc(file_skein_fleet_v1_fleet, 48);
 
 /**
  * @generated from message skein.fleet.v1.RevokeTokenResponse
@@ -1391,7 +1631,7 @@ export type RevokeTokenResponse = Message<"skein.fleet.v1.RevokeTokenResponse"> 
  * Use `create(RevokeTokenResponseSchema)` to create a new message.
  */
 export const RevokeTokenResponseSchema: GenMessage<RevokeTokenResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 44);
+  messageDesc(file_skein_fleet_v1_fleet, 49);
 
 /**
  * @generated from message skein.fleet.v1.Parameter
@@ -1432,7 +1672,7 @@ export type Parameter = Message<"skein.fleet.v1.Parameter"> & {
  * Use `create(ParameterSchema)` to create a new message.
  */
 export const ParameterSchema: GenMessage<Parameter> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 45);
+  messageDesc(file_skein_fleet_v1_fleet, 50);
 
 /**
  * @generated from message skein.fleet.v1.SetParametersRequest
@@ -1456,7 +1696,7 @@ export type SetParametersRequest = Message<"skein.fleet.v1.SetParametersRequest"
  * Use `create(SetParametersRequestSchema)` to create a new message.
  */
 export const SetParametersRequestSchema: GenMessage<SetParametersRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 46);
+  messageDesc(file_skein_fleet_v1_fleet, 51);
 
 /**
  * @generated from message skein.fleet.v1.SetParametersResponse
@@ -1475,7 +1715,7 @@ export type SetParametersResponse = Message<"skein.fleet.v1.SetParametersRespons
  * Use `create(SetParametersResponseSchema)` to create a new message.
  */
 export const SetParametersResponseSchema: GenMessage<SetParametersResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 47);
+  messageDesc(file_skein_fleet_v1_fleet, 52);
 
 /**
  * @generated from message skein.fleet.v1.ListParametersRequest
@@ -1494,7 +1734,7 @@ export type ListParametersRequest = Message<"skein.fleet.v1.ListParametersReques
  * Use `create(ListParametersRequestSchema)` to create a new message.
  */
 export const ListParametersRequestSchema: GenMessage<ListParametersRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 48);
+  messageDesc(file_skein_fleet_v1_fleet, 53);
 
 /**
  * @generated from message skein.fleet.v1.ListParametersResponse
@@ -1511,7 +1751,7 @@ export type ListParametersResponse = Message<"skein.fleet.v1.ListParametersRespo
  * Use `create(ListParametersResponseSchema)` to create a new message.
  */
 export const ListParametersResponseSchema: GenMessage<ListParametersResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 49);
+  messageDesc(file_skein_fleet_v1_fleet, 54);
 
 /**
  * @generated from enum skein.fleet.v1.DeviceState

@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file skein/release/v1/release.proto.
  */
 export const file_skein_release_v1_release: GenFile = /*@__PURE__*/
-  fileDesc("Ch5za2Vpbi9yZWxlYXNlL3YxL3JlbGVhc2UucHJvdG8SEHNrZWluLnJlbGVhc2UudjEiaQoUUGFyYW1ldGVyRGVjbGFyYXRpb24SCwoDa2V5GAEgASgJEgwKBHR5cGUYAiABKAkSEAoIcmVxdWlyZWQYAyABKAgSDwoHZGVmYXVsdBgEIAEoCRITCgtkZXNjcmlwdGlvbhgFIAEoCSJICg5UYXJnZXRNYW5pZmVzdBIOCgZ0YXJnZXQYASABKAkSFwoPbWFuaWZlc3RfZGlnZXN0GAIgASgJEg0KBWJ5dGVzGAMgASgDItUCCgdSZWxlYXNlEg4KBmRpZ2VzdBgBIAEoCRIMCgRuYW1lGAIgASgJEg8KB3ZlcnNpb24YAyABKAkSDwoHY291bnRlchgEIAEoBBINCgVtb2RlbBgFIAEoCRIVCg1tb2RlbF92ZXJzaW9uGAYgASgDEjEKB3RhcmdldHMYByADKAsyIC5za2Vpbi5yZWxlYXNlLnYxLlRhcmdldE1hbmlmZXN0EjoKCnBhcmFtZXRlcnMYCCADKAsyJi5za2Vpbi5yZWxlYXNlLnYxLlBhcmFtZXRlckRlY2xhcmF0aW9uEg0KBWJ5dGVzGAkgASgDEisKB2NyZWF0ZWQYCiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmNyZWF0ZWRfYnkYCyABKAkSFAoMc29ha19zZWNvbmRzGAwgASgDEg8KB3J1bm5pbmcYDSABKAUipwEKFENyZWF0ZVJlbGVhc2VSZXF1ZXN0EgwKBG5hbWUYASABKAkSDwoHdmVyc2lvbhgCIAEoCRINCgVtb2RlbBgDIAEoCRIPCgd0YXJnZXRzGAQgAygJEjoKCnBhcmFtZXRlcnMYBSADKAsyJi5za2Vpbi5yZWxlYXNlLnYxLlBhcmFtZXRlckRlY2xhcmF0aW9uEhQKDHNvYWtfc2Vjb25kcxgGIAEoAyJDChVDcmVhdGVSZWxlYXNlUmVzcG9uc2USKgoHcmVsZWFzZRgBIAEoCzIZLnNrZWluLnJlbGVhc2UudjEuUmVsZWFzZSIVChNMaXN0UmVsZWFzZXNSZXF1ZXN0IkMKFExpc3RSZWxlYXNlc1Jlc3BvbnNlEisKCHJlbGVhc2VzGAEgAygLMhkuc2tlaW4ucmVsZWFzZS52MS5SZWxlYXNlIkQKEUdldFJlbGVhc2VSZXF1ZXN0Eg8KB3JlbGVhc2UYASABKAkSDgoGbGF5ZXJzGAIgASgIEg4KBmRldmljZRgDIAEoCSLFAQoFTGF5ZXISDQoFdGl0bGUYASABKAkSDgoGZGlnZXN0GAIgASgJEg0KBWJ5dGVzGAMgASgDEg4KBmNodW5rcxgEIAEoBRITCgtpbmRleF9ieXRlcxgFIAEoAxIUCgxzaGFyZWRfYnl0ZXMYBiABKAMSLQoHcGF0Y2hlcxgHIAMoCzIcLnNrZWluLnJlbGVhc2UudjEuTGF5ZXJQYXRjaBILCgN3YXkYCCABKAkSFwoPcHJlZGljdGVkX2J5dGVzGAkgASgDIj4KCkxheWVyUGF0Y2gSEwoLYmFzZV9kaWdlc3QYASABKAkSDAoEa2luZBgCIAEoCRINCgVieXRlcxgDIAEoAyKGAQoIVHJhbnNmZXISEQoJZGV2aWNlX2lkGAEgASgJEhMKC2RldmljZV9uYW1lGAIgASgJEhQKDGZyb21fcmVsZWFzZRgDIAEoCRIXCg9wcmVkaWN0ZWRfYnl0ZXMYBCABKAMSDAoEdG9sZBgFIAEoCRIVCg1mZXRjaGVkX2J5dGVzGAYgASgDIrYBChJHZXRSZWxlYXNlUmVzcG9uc2USKgoHcmVsZWFzZRgBIAEoCzIZLnNrZWluLnJlbGVhc2UudjEuUmVsZWFzZRINCgVpbmRleBgCIAEoDBInCgZsYXllcnMYAyADKAsyFy5za2Vpbi5yZWxlYXNlLnYxLkxheWVyEg4KBmJlZm9yZRgEIAEoCRIsCgh0cmFuc2ZlchgFIAEoCzIaLnNrZWluLnJlbGVhc2UudjEuVHJhbnNmZXIyqgIKDlJlbGVhc2VTZXJ2aWNlEmAKDUNyZWF0ZVJlbGVhc2USJi5za2Vpbi5yZWxlYXNlLnYxLkNyZWF0ZVJlbGVhc2VSZXF1ZXN0Gicuc2tlaW4ucmVsZWFzZS52MS5DcmVhdGVSZWxlYXNlUmVzcG9uc2USXQoMTGlzdFJlbGVhc2VzEiUuc2tlaW4ucmVsZWFzZS52MS5MaXN0UmVsZWFzZXNSZXF1ZXN0GiYuc2tlaW4ucmVsZWFzZS52MS5MaXN0UmVsZWFzZXNSZXNwb25zZRJXCgpHZXRSZWxlYXNlEiMuc2tlaW4ucmVsZWFzZS52MS5HZXRSZWxlYXNlUmVxdWVzdBokLnNrZWluLnJlbGVhc2UudjEuR2V0UmVsZWFzZVJlc3BvbnNlYgZwcm90bzM", [file_google_protobuf_timestamp]);
+  fileDesc("Ch5za2Vpbi9yZWxlYXNlL3YxL3JlbGVhc2UucHJvdG8SEHNrZWluLnJlbGVhc2UudjEiaQoUUGFyYW1ldGVyRGVjbGFyYXRpb24SCwoDa2V5GAEgASgJEgwKBHR5cGUYAiABKAkSEAoIcmVxdWlyZWQYAyABKAgSDwoHZGVmYXVsdBgEIAEoCRITCgtkZXNjcmlwdGlvbhgFIAEoCSJICg5UYXJnZXRNYW5pZmVzdBIOCgZ0YXJnZXQYASABKAkSFwoPbWFuaWZlc3RfZGlnZXN0GAIgASgJEg0KBWJ5dGVzGAMgASgDIpEDCgdSZWxlYXNlEg4KBmRpZ2VzdBgBIAEoCRIMCgRuYW1lGAIgASgJEg8KB3ZlcnNpb24YAyABKAkSDwoHY291bnRlchgEIAEoBBINCgVtb2RlbBgFIAEoCRIVCg1tb2RlbF92ZXJzaW9uGAYgASgDEjEKB3RhcmdldHMYByADKAsyIC5za2Vpbi5yZWxlYXNlLnYxLlRhcmdldE1hbmlmZXN0EjoKCnBhcmFtZXRlcnMYCCADKAsyJi5za2Vpbi5yZWxlYXNlLnYxLlBhcmFtZXRlckRlY2xhcmF0aW9uEg0KBWJ5dGVzGAkgASgDEisKB2NyZWF0ZWQYCiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmNyZWF0ZWRfYnkYCyABKAkSFAoMc29ha19zZWNvbmRzGAwgASgDEg8KB3J1bm5pbmcYDSABKAUSFQoNYWdlbnRfdGFyZ2V0cxg8IAMoCRISCgpvc190YXJnZXRzGD0gAygJEg8KB3BlbmRpbmcYKCABKAki5gEKFENyZWF0ZVJlbGVhc2VSZXF1ZXN0EgwKBG5hbWUYASABKAkSDwoHdmVyc2lvbhgCIAEoCRINCgVtb2RlbBgDIAEoCRIPCgd0YXJnZXRzGAQgAygJEjoKCnBhcmFtZXRlcnMYBSADKAsyJi5za2Vpbi5yZWxlYXNlLnYxLlBhcmFtZXRlckRlY2xhcmF0aW9uEhQKDHNvYWtfc2Vjb25kcxgGIAEoAxIMCgRhdXRvGCggASgIEi8KB21hY2hpbmUYPCADKAsyHi5za2Vpbi5yZWxlYXNlLnYxLk1hY2hpbmVMYXllciJgCgxNYWNoaW5lTGF5ZXISDgoGdGFyZ2V0GAEgASgJEhQKDGFnZW50X2RpZ2VzdBgCIAEoCRIXCg9vc19pbWFnZV9kaWdlc3QYAyABKAkSEQoJb3NfdGFyZ2V0GAQgASgJIkMKFUNyZWF0ZVJlbGVhc2VSZXNwb25zZRIqCgdyZWxlYXNlGAEgASgLMhkuc2tlaW4ucmVsZWFzZS52MS5SZWxlYXNlIhUKE0xpc3RSZWxlYXNlc1JlcXVlc3QiQwoUTGlzdFJlbGVhc2VzUmVzcG9uc2USKwoIcmVsZWFzZXMYASADKAsyGS5za2Vpbi5yZWxlYXNlLnYxLlJlbGVhc2UiRAoRR2V0UmVsZWFzZVJlcXVlc3QSDwoHcmVsZWFzZRgBIAEoCRIOCgZsYXllcnMYAiABKAgSDgoGZGV2aWNlGAMgASgJIsUBCgVMYXllchINCgV0aXRsZRgBIAEoCRIOCgZkaWdlc3QYAiABKAkSDQoFYnl0ZXMYAyABKAMSDgoGY2h1bmtzGAQgASgFEhMKC2luZGV4X2J5dGVzGAUgASgDEhQKDHNoYXJlZF9ieXRlcxgGIAEoAxItCgdwYXRjaGVzGAcgAygLMhwuc2tlaW4ucmVsZWFzZS52MS5MYXllclBhdGNoEgsKA3dheRgIIAEoCRIXCg9wcmVkaWN0ZWRfYnl0ZXMYCSABKAMiPgoKTGF5ZXJQYXRjaBITCgtiYXNlX2RpZ2VzdBgBIAEoCRIMCgRraW5kGAIgASgJEg0KBWJ5dGVzGAMgASgDIoYBCghUcmFuc2ZlchIRCglkZXZpY2VfaWQYASABKAkSEwoLZGV2aWNlX25hbWUYAiABKAkSFAoMZnJvbV9yZWxlYXNlGAMgASgJEhcKD3ByZWRpY3RlZF9ieXRlcxgEIAEoAxIMCgR0b2xkGAUgASgJEhUKDWZldGNoZWRfYnl0ZXMYBiABKAMitgEKEkdldFJlbGVhc2VSZXNwb25zZRIqCgdyZWxlYXNlGAEgASgLMhkuc2tlaW4ucmVsZWFzZS52MS5SZWxlYXNlEg0KBWluZGV4GAIgASgMEicKBmxheWVycxgDIAMoCzIXLnNrZWluLnJlbGVhc2UudjEuTGF5ZXISDgoGYmVmb3JlGAQgASgJEiwKCHRyYW5zZmVyGAUgASgLMhouc2tlaW4ucmVsZWFzZS52MS5UcmFuc2ZlciIqChdMaXN0QXR0ZXN0YXRpb25zUmVxdWVzdBIPCgdyZWxlYXNlGAEgASgJIssBCgtBdHRlc3RhdGlvbhIXCg9tYW5pZmVzdF9kaWdlc3QYASABKAkSFQoNYXJ0aWZhY3RfdHlwZRgCIAEoCRIWCg5wcmVkaWNhdGVfdHlwZRgDIAEoCRISCgpidWlsZF90eXBlGAQgASgJEhcKD2RvY3VtZW50X2RpZ2VzdBgFIAEoCRINCgVieXRlcxgGIAEoAxILCgNvd24YByABKAgSKwoHY3JlYXRlZBgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAicwoYTGlzdEF0dGVzdGF0aW9uc1Jlc3BvbnNlEjMKDGF0dGVzdGF0aW9ucxgBIAMoCzIdLnNrZWluLnJlbGVhc2UudjEuQXR0ZXN0YXRpb24SDgoGdGFyZ2V0GAIgASgJEhIKCnJlcG9zaXRvcnkYAyABKAkibwoURXhwb3J0UmVsZWFzZVJlcXVlc3QSDwoHcmVsZWFzZRgBIAEoCRIPCgd0YXJnZXRzGAIgAygJEg8KB2RldmljZXMYAyADKAkSEQoJc2VsZWN0b3JzGAQgAygJEhEKCXJvb3RfZnJvbRgFIAEoAyI2ChVFeHBvcnRSZWxlYXNlUmVzcG9uc2USDAoEaGVhZBgBIAEoDBIPCgdkZXZpY2VzGAIgAygJIjoKFEltcG9ydFJlbGVhc2VSZXF1ZXN0EhMKC2hlYWRfZGlnZXN0GAEgASgJEg0KBWNoZWNrGAIgASgIIosBChVJbXBvcnRSZWxlYXNlUmVzcG9uc2USKgoHcmVsZWFzZRgBIAEoCzIZLnNrZWluLnJlbGVhc2UudjEuUmVsZWFzZRIPCgdtaXNzaW5nGAIgAygJEhAKCGV4aXN0aW5nGAMgASgIEhEKCXB1Ymxpc2hlchgEIAEoCRIQCgh2ZXJpZmllZBgFIAEoBSJrCglQdWJsaXNoZXISDAoEbmFtZRgBIAEoCRITCgtyb290X2RpZ2VzdBgCIAEoCRIpCgVhZGRlZBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEAoIYWRkZWRfYnkYBCABKAkiMQoTQWRkUHVibGlzaGVyUmVxdWVzdBIMCgRuYW1lGAEgASgJEgwKBHJvb3QYAiABKAwiRgoUQWRkUHVibGlzaGVyUmVzcG9uc2USLgoJcHVibGlzaGVyGAEgASgLMhsuc2tlaW4ucmVsZWFzZS52MS5QdWJsaXNoZXIiFwoVTGlzdFB1Ymxpc2hlcnNSZXF1ZXN0IlsKFkxpc3RQdWJsaXNoZXJzUmVzcG9uc2USLwoKcHVibGlzaGVycxgBIAMoCzIbLnNrZWluLnJlbGVhc2UudjEuUHVibGlzaGVyEhAKCG93bl9yb290GAIgASgMIiYKFlJlbW92ZVB1Ymxpc2hlclJlcXVlc3QSDAoEbmFtZRgBIAEoCSIZChdSZW1vdmVQdWJsaXNoZXJSZXNwb25zZSJEChVJbXBvcnRSZWNlaXB0c1JlcXVlc3QSKwoIcmVjZWlwdHMYASADKAsyGS5za2Vpbi5yZWxlYXNlLnYxLlJlY2VpcHQiKQoHUmVjZWlwdBIOCgZkZXZpY2UYASABKAkSDgoGcmVwb3J0GAIgASgMIkoKFkltcG9ydFJlY2VpcHRzUmVzcG9uc2USMAoHcmVzdWx0cxgBIAMoCzIfLnNrZWluLnJlbGVhc2UudjEuUmVjZWlwdFJlc3VsdCI/Cg1SZWNlaXB0UmVzdWx0Eg4KBmRldmljZRgBIAEoCRINCgVlcnJvchgCIAEoCRIPCgdydW5uaW5nGAMgASgJMuoHCg5SZWxlYXNlU2VydmljZRJgCg1DcmVhdGVSZWxlYXNlEiYuc2tlaW4ucmVsZWFzZS52MS5DcmVhdGVSZWxlYXNlUmVxdWVzdBonLnNrZWluLnJlbGVhc2UudjEuQ3JlYXRlUmVsZWFzZVJlc3BvbnNlEl0KDExpc3RSZWxlYXNlcxIlLnNrZWluLnJlbGVhc2UudjEuTGlzdFJlbGVhc2VzUmVxdWVzdBomLnNrZWluLnJlbGVhc2UudjEuTGlzdFJlbGVhc2VzUmVzcG9uc2USVwoKR2V0UmVsZWFzZRIjLnNrZWluLnJlbGVhc2UudjEuR2V0UmVsZWFzZVJlcXVlc3QaJC5za2Vpbi5yZWxlYXNlLnYxLkdldFJlbGVhc2VSZXNwb25zZRJpChBMaXN0QXR0ZXN0YXRpb25zEikuc2tlaW4ucmVsZWFzZS52MS5MaXN0QXR0ZXN0YXRpb25zUmVxdWVzdBoqLnNrZWluLnJlbGVhc2UudjEuTGlzdEF0dGVzdGF0aW9uc1Jlc3BvbnNlEmAKDUV4cG9ydFJlbGVhc2USJi5za2Vpbi5yZWxlYXNlLnYxLkV4cG9ydFJlbGVhc2VSZXF1ZXN0Gicuc2tlaW4ucmVsZWFzZS52MS5FeHBvcnRSZWxlYXNlUmVzcG9uc2USYAoNSW1wb3J0UmVsZWFzZRImLnNrZWluLnJlbGVhc2UudjEuSW1wb3J0UmVsZWFzZVJlcXVlc3QaJy5za2Vpbi5yZWxlYXNlLnYxLkltcG9ydFJlbGVhc2VSZXNwb25zZRJdCgxBZGRQdWJsaXNoZXISJS5za2Vpbi5yZWxlYXNlLnYxLkFkZFB1Ymxpc2hlclJlcXVlc3QaJi5za2Vpbi5yZWxlYXNlLnYxLkFkZFB1Ymxpc2hlclJlc3BvbnNlEmMKDkxpc3RQdWJsaXNoZXJzEicuc2tlaW4ucmVsZWFzZS52MS5MaXN0UHVibGlzaGVyc1JlcXVlc3QaKC5za2Vpbi5yZWxlYXNlLnYxLkxpc3RQdWJsaXNoZXJzUmVzcG9uc2USZgoPUmVtb3ZlUHVibGlzaGVyEiguc2tlaW4ucmVsZWFzZS52MS5SZW1vdmVQdWJsaXNoZXJSZXF1ZXN0Gikuc2tlaW4ucmVsZWFzZS52MS5SZW1vdmVQdWJsaXNoZXJSZXNwb25zZRJjCg5JbXBvcnRSZWNlaXB0cxInLnNrZWluLnJlbGVhc2UudjEuSW1wb3J0UmVjZWlwdHNSZXF1ZXN0Giguc2tlaW4ucmVsZWFzZS52MS5JbXBvcnRSZWNlaXB0c1Jlc3BvbnNlYgZwcm90bzM", [file_google_protobuf_timestamp]);
 
 /**
  * @generated from message skein.release.v1.ParameterDeclaration
@@ -158,6 +158,25 @@ export type Release = Message<"skein.release.v1.Release"> & {
    * @generated from field: int32 running = 13;
    */
   running: number;
+
+  /**
+   * Targets whose devices get another agent or operating system with it.
+   *
+   * @generated from field: repeated string agent_targets = 60;
+   */
+  agentTargets: string[];
+
+  /**
+   * @generated from field: repeated string os_targets = 61;
+   */
+  osTargets: string[];
+
+  /**
+   * What it waits for before a device can run it, empty when it is usable.
+   *
+   * @generated from field: string pending = 40;
+   */
+  pending: string;
 };
 
 /**
@@ -206,6 +225,21 @@ export type CreateReleaseRequest = Message<"skein.release.v1.CreateReleaseReques
    * @generated from field: int64 soak_seconds = 6;
    */
   soakSeconds: bigint;
+
+  /**
+   * List it in the role auto/MODEL, with no hand, within the policy that persons
+   * signed for the model.
+   *
+   * @generated from field: bool auto = 40;
+   */
+  auto: boolean;
+
+  /**
+   * What it brings for the machine beside the model.
+   *
+   * @generated from field: repeated skein.release.v1.MachineLayer machine = 60;
+   */
+  machine: MachineLayer[];
 };
 
 /**
@@ -214,6 +248,45 @@ export type CreateReleaseRequest = Message<"skein.release.v1.CreateReleaseReques
  */
 export const CreateReleaseRequestSchema: GenMessage<CreateReleaseRequest> = /*@__PURE__*/
   messageDesc(file_skein_release_v1_release, 3);
+
+/**
+ * MachineLayer is an agent binary or an image of an operating system, uploaded
+ * before.
+ *
+ * @generated from message skein.release.v1.MachineLayer
+ */
+export type MachineLayer = Message<"skein.release.v1.MachineLayer"> & {
+  /**
+   * Target of the release that gets it; empty: all targets that it can be for.
+   *
+   * @generated from field: string target = 1;
+   */
+  target: string;
+
+  /**
+   * @generated from field: string agent_digest = 2;
+   */
+  agentDigest: string;
+
+  /**
+   * @generated from field: string os_image_digest = 3;
+   */
+  osImageDigest: string;
+
+  /**
+   * The target that a device has once it runs the image; it is served too.
+   *
+   * @generated from field: string os_target = 4;
+   */
+  osTarget: string;
+};
+
+/**
+ * Describes the message skein.release.v1.MachineLayer.
+ * Use `create(MachineLayerSchema)` to create a new message.
+ */
+export const MachineLayerSchema: GenMessage<MachineLayer> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 4);
 
 /**
  * @generated from message skein.release.v1.CreateReleaseResponse
@@ -230,7 +303,7 @@ export type CreateReleaseResponse = Message<"skein.release.v1.CreateReleaseRespo
  * Use `create(CreateReleaseResponseSchema)` to create a new message.
  */
 export const CreateReleaseResponseSchema: GenMessage<CreateReleaseResponse> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 4);
+  messageDesc(file_skein_release_v1_release, 5);
 
 /**
  * @generated from message skein.release.v1.ListReleasesRequest
@@ -243,7 +316,7 @@ export type ListReleasesRequest = Message<"skein.release.v1.ListReleasesRequest"
  * Use `create(ListReleasesRequestSchema)` to create a new message.
  */
 export const ListReleasesRequestSchema: GenMessage<ListReleasesRequest> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 5);
+  messageDesc(file_skein_release_v1_release, 6);
 
 /**
  * @generated from message skein.release.v1.ListReleasesResponse
@@ -260,7 +333,7 @@ export type ListReleasesResponse = Message<"skein.release.v1.ListReleasesRespons
  * Use `create(ListReleasesResponseSchema)` to create a new message.
  */
 export const ListReleasesResponseSchema: GenMessage<ListReleasesResponse> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 6);
+  messageDesc(file_skein_release_v1_release, 7);
 
 /**
  * @generated from message skein.release.v1.GetReleaseRequest
@@ -293,7 +366,7 @@ export type GetReleaseRequest = Message<"skein.release.v1.GetReleaseRequest"> & 
  * Use `create(GetReleaseRequestSchema)` to create a new message.
  */
 export const GetReleaseRequestSchema: GenMessage<GetReleaseRequest> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 7);
+  messageDesc(file_skein_release_v1_release, 8);
 
 /**
  * Layer is one file of a release with what saves bytes on its way.
@@ -358,7 +431,7 @@ export type Layer = Message<"skein.release.v1.Layer"> & {
  * Use `create(LayerSchema)` to create a new message.
  */
 export const LayerSchema: GenMessage<Layer> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 8);
+  messageDesc(file_skein_release_v1_release, 9);
 
 /**
  * LayerPatch makes a layer from an older file.
@@ -389,7 +462,7 @@ export type LayerPatch = Message<"skein.release.v1.LayerPatch"> & {
  * Use `create(LayerPatchSchema)` to create a new message.
  */
 export const LayerPatchSchema: GenMessage<LayerPatch> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 9);
+  messageDesc(file_skein_release_v1_release, 10);
 
 /**
  * Transfer is what a release costs one device.
@@ -438,7 +511,7 @@ export type Transfer = Message<"skein.release.v1.Transfer"> & {
  * Use `create(TransferSchema)` to create a new message.
  */
 export const TransferSchema: GenMessage<Transfer> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 10);
+  messageDesc(file_skein_release_v1_release, 11);
 
 /**
  * @generated from message skein.release.v1.GetReleaseResponse
@@ -479,7 +552,489 @@ export type GetReleaseResponse = Message<"skein.release.v1.GetReleaseResponse"> 
  * Use `create(GetReleaseResponseSchema)` to create a new message.
  */
 export const GetReleaseResponseSchema: GenMessage<GetReleaseResponse> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 11);
+  messageDesc(file_skein_release_v1_release, 12);
+
+/**
+ * @generated from message skein.release.v1.ListAttestationsRequest
+ */
+export type ListAttestationsRequest = Message<"skein.release.v1.ListAttestationsRequest"> & {
+  /**
+   * Digest or name@version.
+   *
+   * @generated from field: string release = 1;
+   */
+  release: string;
+};
+
+/**
+ * Describes the message skein.release.v1.ListAttestationsRequest.
+ * Use `create(ListAttestationsRequestSchema)` to create a new message.
+ */
+export const ListAttestationsRequestSchema: GenMessage<ListAttestationsRequest> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 13);
+
+/**
+ * Attestation is a manifest that refers to a release.
+ *
+ * @generated from message skein.release.v1.Attestation
+ */
+export type Attestation = Message<"skein.release.v1.Attestation"> & {
+  /**
+   * @generated from field: string manifest_digest = 1;
+   */
+  manifestDigest: string;
+
+  /**
+   * @generated from field: string artifact_type = 2;
+   */
+  artifactType: string;
+
+  /**
+   * Of a signed statement.
+   *
+   * @generated from field: string predicate_type = 3;
+   */
+  predicateType: string;
+
+  /**
+   * @generated from field: string build_type = 4;
+   */
+  buildType: string;
+
+  /**
+   * The document itself, and its size; 0 for what has not exactly one.
+   *
+   * @generated from field: string document_digest = 5;
+   */
+  documentDigest: string;
+
+  /**
+   * @generated from field: int64 bytes = 6;
+   */
+  bytes: bigint;
+
+  /**
+   * Made by a control plane, ours or the one that the release came from.
+   *
+   * @generated from field: bool own = 7;
+   */
+  own: boolean;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp created = 8;
+   */
+  created?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message skein.release.v1.Attestation.
+ * Use `create(AttestationSchema)` to create a new message.
+ */
+export const AttestationSchema: GenMessage<Attestation> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 14);
+
+/**
+ * @generated from message skein.release.v1.ListAttestationsResponse
+ */
+export type ListAttestationsResponse = Message<"skein.release.v1.ListAttestationsResponse"> & {
+  /**
+   * @generated from field: repeated skein.release.v1.Attestation attestations = 1;
+   */
+  attestations: Attestation[];
+
+  /**
+   * The path under which the TUF targets list the release.
+   *
+   * @generated from field: string target = 2;
+   */
+  target: string;
+
+  /**
+   * Where its referrers are: GET /v2/{repository}/referrers/{digest}.
+   *
+   * @generated from field: string repository = 3;
+   */
+  repository: string;
+};
+
+/**
+ * Describes the message skein.release.v1.ListAttestationsResponse.
+ * Use `create(ListAttestationsResponseSchema)` to create a new message.
+ */
+export const ListAttestationsResponseSchema: GenMessage<ListAttestationsResponse> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 15);
+
+/**
+ * @generated from message skein.release.v1.ExportReleaseRequest
+ */
+export type ExportReleaseRequest = Message<"skein.release.v1.ExportReleaseRequest"> & {
+  /**
+   * Digest or name@version.
+   *
+   * @generated from field: string release = 1;
+   */
+  release: string;
+
+  /**
+   * Targets whose layers go along; empty: all, or those of the devices.
+   *
+   * @generated from field: repeated string targets = 2;
+   */
+  targets: string[];
+
+  /**
+   * Devices, by id, serial or name, whose signed desired state goes along. The
+   * release must be the one that they are to run.
+   *
+   * @generated from field: repeated string devices = 3;
+   */
+  devices: string[];
+
+  /**
+   * Also every device of these selectors, such as site=lyon.
+   *
+   * @generated from field: repeated string selectors = 4;
+   */
+  selectors: string[];
+
+  /**
+   * First root of the chain that goes along; 0: all of it.
+   *
+   * @generated from field: int64 root_from = 5;
+   */
+  rootFrom: bigint;
+};
+
+/**
+ * Describes the message skein.release.v1.ExportReleaseRequest.
+ * Use `create(ExportReleaseRequestSchema)` to create a new message.
+ */
+export const ExportReleaseRequestSchema: GenMessage<ExportReleaseRequest> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 16);
+
+/**
+ * @generated from message skein.release.v1.ExportReleaseResponse
+ */
+export type ExportReleaseResponse = Message<"skein.release.v1.ExportReleaseResponse"> & {
+  /**
+   * The bundle up to its first layer, as an archive of its own.
+   *
+   * @generated from field: bytes head = 1;
+   */
+  head: Uint8Array;
+
+  /**
+   * @generated from field: repeated string devices = 2;
+   */
+  devices: string[];
+};
+
+/**
+ * Describes the message skein.release.v1.ExportReleaseResponse.
+ * Use `create(ExportReleaseResponseSchema)` to create a new message.
+ */
+export const ExportReleaseResponseSchema: GenMessage<ExportReleaseResponse> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 17);
+
+/**
+ * @generated from message skein.release.v1.ImportReleaseRequest
+ */
+export type ImportReleaseRequest = Message<"skein.release.v1.ImportReleaseRequest"> & {
+  /**
+   * Digest of the head, uploaded as a blob.
+   *
+   * @generated from field: string head_digest = 1;
+   */
+  headDigest: string;
+
+  /**
+   * Verify and say what is missing, change nothing.
+   *
+   * @generated from field: bool check = 2;
+   */
+  check: boolean;
+};
+
+/**
+ * Describes the message skein.release.v1.ImportReleaseRequest.
+ * Use `create(ImportReleaseRequestSchema)` to create a new message.
+ */
+export const ImportReleaseRequestSchema: GenMessage<ImportReleaseRequest> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 18);
+
+/**
+ * @generated from message skein.release.v1.ImportReleaseResponse
+ */
+export type ImportReleaseResponse = Message<"skein.release.v1.ImportReleaseResponse"> & {
+  /**
+   * @generated from field: skein.release.v1.Release release = 1;
+   */
+  release?: Release | undefined;
+
+  /**
+   * Layers that are not here yet; upload them and call again.
+   *
+   * @generated from field: repeated string missing = 2;
+   */
+  missing: string[];
+
+  /**
+   * The release is here already, nothing was changed.
+   *
+   * @generated from field: bool existing = 3;
+   */
+  existing: boolean;
+
+  /**
+   * Whose bundle it is.
+   *
+   * @generated from field: string publisher = 4;
+   */
+  publisher: string;
+
+  /**
+   * The signed statements that were verified.
+   *
+   * @generated from field: int32 verified = 5;
+   */
+  verified: number;
+};
+
+/**
+ * Describes the message skein.release.v1.ImportReleaseResponse.
+ * Use `create(ImportReleaseResponseSchema)` to create a new message.
+ */
+export const ImportReleaseResponseSchema: GenMessage<ImportReleaseResponse> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 19);
+
+/**
+ * @generated from message skein.release.v1.Publisher
+ */
+export type Publisher = Message<"skein.release.v1.Publisher"> & {
+  /**
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * sha256 of the root that was given.
+   *
+   * @generated from field: string root_digest = 2;
+   */
+  rootDigest: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp added = 3;
+   */
+  added?: Timestamp | undefined;
+
+  /**
+   * @generated from field: string added_by = 4;
+   */
+  addedBy: string;
+};
+
+/**
+ * Describes the message skein.release.v1.Publisher.
+ * Use `create(PublisherSchema)` to create a new message.
+ */
+export const PublisherSchema: GenMessage<Publisher> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 20);
+
+/**
+ * @generated from message skein.release.v1.AddPublisherRequest
+ */
+export type AddPublisherRequest = Message<"skein.release.v1.AddPublisherRequest"> & {
+  /**
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * @generated from field: bytes root = 2;
+   */
+  root: Uint8Array;
+};
+
+/**
+ * Describes the message skein.release.v1.AddPublisherRequest.
+ * Use `create(AddPublisherRequestSchema)` to create a new message.
+ */
+export const AddPublisherRequestSchema: GenMessage<AddPublisherRequest> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 21);
+
+/**
+ * @generated from message skein.release.v1.AddPublisherResponse
+ */
+export type AddPublisherResponse = Message<"skein.release.v1.AddPublisherResponse"> & {
+  /**
+   * @generated from field: skein.release.v1.Publisher publisher = 1;
+   */
+  publisher?: Publisher | undefined;
+};
+
+/**
+ * Describes the message skein.release.v1.AddPublisherResponse.
+ * Use `create(AddPublisherResponseSchema)` to create a new message.
+ */
+export const AddPublisherResponseSchema: GenMessage<AddPublisherResponse> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 22);
+
+/**
+ * @generated from message skein.release.v1.ListPublishersRequest
+ */
+export type ListPublishersRequest = Message<"skein.release.v1.ListPublishersRequest"> & {
+};
+
+/**
+ * Describes the message skein.release.v1.ListPublishersRequest.
+ * Use `create(ListPublishersRequestSchema)` to create a new message.
+ */
+export const ListPublishersRequestSchema: GenMessage<ListPublishersRequest> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 23);
+
+/**
+ * @generated from message skein.release.v1.ListPublishersResponse
+ */
+export type ListPublishersResponse = Message<"skein.release.v1.ListPublishersResponse"> & {
+  /**
+   * @generated from field: repeated skein.release.v1.Publisher publishers = 1;
+   */
+  publishers: Publisher[];
+
+  /**
+   * The root of this control plane, for others to trust.
+   *
+   * @generated from field: bytes own_root = 2;
+   */
+  ownRoot: Uint8Array;
+};
+
+/**
+ * Describes the message skein.release.v1.ListPublishersResponse.
+ * Use `create(ListPublishersResponseSchema)` to create a new message.
+ */
+export const ListPublishersResponseSchema: GenMessage<ListPublishersResponse> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 24);
+
+/**
+ * @generated from message skein.release.v1.RemovePublisherRequest
+ */
+export type RemovePublisherRequest = Message<"skein.release.v1.RemovePublisherRequest"> & {
+  /**
+   * @generated from field: string name = 1;
+   */
+  name: string;
+};
+
+/**
+ * Describes the message skein.release.v1.RemovePublisherRequest.
+ * Use `create(RemovePublisherRequestSchema)` to create a new message.
+ */
+export const RemovePublisherRequestSchema: GenMessage<RemovePublisherRequest> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 25);
+
+/**
+ * @generated from message skein.release.v1.RemovePublisherResponse
+ */
+export type RemovePublisherResponse = Message<"skein.release.v1.RemovePublisherResponse"> & {
+};
+
+/**
+ * Describes the message skein.release.v1.RemovePublisherResponse.
+ * Use `create(RemovePublisherResponseSchema)` to create a new message.
+ */
+export const RemovePublisherResponseSchema: GenMessage<RemovePublisherResponse> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 26);
+
+/**
+ * @generated from message skein.release.v1.ImportReceiptsRequest
+ */
+export type ImportReceiptsRequest = Message<"skein.release.v1.ImportReceiptsRequest"> & {
+  /**
+   * @generated from field: repeated skein.release.v1.Receipt receipts = 1;
+   */
+  receipts: Receipt[];
+};
+
+/**
+ * Describes the message skein.release.v1.ImportReceiptsRequest.
+ * Use `create(ImportReceiptsRequestSchema)` to create a new message.
+ */
+export const ImportReceiptsRequestSchema: GenMessage<ImportReceiptsRequest> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 27);
+
+/**
+ * Receipt is the report of one device, signed by it.
+ *
+ * @generated from message skein.release.v1.Receipt
+ */
+export type Receipt = Message<"skein.release.v1.Receipt"> & {
+  /**
+   * @generated from field: string device = 1;
+   */
+  device: string;
+
+  /**
+   * @generated from field: bytes report = 2;
+   */
+  report: Uint8Array;
+};
+
+/**
+ * Describes the message skein.release.v1.Receipt.
+ * Use `create(ReceiptSchema)` to create a new message.
+ */
+export const ReceiptSchema: GenMessage<Receipt> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 28);
+
+/**
+ * @generated from message skein.release.v1.ImportReceiptsResponse
+ */
+export type ImportReceiptsResponse = Message<"skein.release.v1.ImportReceiptsResponse"> & {
+  /**
+   * @generated from field: repeated skein.release.v1.ReceiptResult results = 1;
+   */
+  results: ReceiptResult[];
+};
+
+/**
+ * Describes the message skein.release.v1.ImportReceiptsResponse.
+ * Use `create(ImportReceiptsResponseSchema)` to create a new message.
+ */
+export const ImportReceiptsResponseSchema: GenMessage<ImportReceiptsResponse> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 29);
+
+/**
+ * @generated from message skein.release.v1.ReceiptResult
+ */
+export type ReceiptResult = Message<"skein.release.v1.ReceiptResult"> & {
+  /**
+   * @generated from field: string device = 1;
+   */
+  device: string;
+
+  /**
+   * Empty when the report was taken.
+   *
+   * @generated from field: string error = 2;
+   */
+  error: string;
+
+  /**
+   * name@version that it says the device runs.
+   *
+   * @generated from field: string running = 3;
+   */
+  running: string;
+};
+
+/**
+ * Describes the message skein.release.v1.ReceiptResult.
+ * Use `create(ReceiptResultSchema)` to create a new message.
+ */
+export const ReceiptResultSchema: GenMessage<ReceiptResult> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 30);
 
 /**
  * ReleaseService is called by ML engineers and CI.
@@ -512,6 +1067,73 @@ export const ReleaseService: GenService<{
     methodKind: "unary";
     input: typeof GetReleaseRequestSchema;
     output: typeof GetReleaseResponseSchema;
+  },
+  /**
+   * ListAttestations lists what is attached to a release.
+   *
+   * @generated from rpc skein.release.v1.ReleaseService.ListAttestations
+   */
+  listAttestations: {
+    methodKind: "unary";
+    input: typeof ListAttestationsRequestSchema;
+    output: typeof ListAttestationsResponseSchema;
+  },
+  /**
+   * ExportRelease returns the head of a bundle; its layers are read as blobs.
+   *
+   * @generated from rpc skein.release.v1.ReleaseService.ExportRelease
+   */
+  exportRelease: {
+    methodKind: "unary";
+    input: typeof ExportReleaseRequestSchema;
+    output: typeof ExportReleaseResponseSchema;
+  },
+  /**
+   * ImportRelease verifies a bundle whose head was uploaded as a blob and,
+   * unless it only checks, makes its release available here.
+   *
+   * @generated from rpc skein.release.v1.ReleaseService.ImportRelease
+   */
+  importRelease: {
+    methodKind: "unary";
+    input: typeof ImportReleaseRequestSchema;
+    output: typeof ImportReleaseResponseSchema;
+  },
+  /**
+   * AddPublisher trusts the bundles of another control plane, by its TUF root.
+   *
+   * @generated from rpc skein.release.v1.ReleaseService.AddPublisher
+   */
+  addPublisher: {
+    methodKind: "unary";
+    input: typeof AddPublisherRequestSchema;
+    output: typeof AddPublisherResponseSchema;
+  },
+  /**
+   * @generated from rpc skein.release.v1.ReleaseService.ListPublishers
+   */
+  listPublishers: {
+    methodKind: "unary";
+    input: typeof ListPublishersRequestSchema;
+    output: typeof ListPublishersResponseSchema;
+  },
+  /**
+   * @generated from rpc skein.release.v1.ReleaseService.RemovePublisher
+   */
+  removePublisher: {
+    methodKind: "unary";
+    input: typeof RemovePublisherRequestSchema;
+    output: typeof RemovePublisherResponseSchema;
+  },
+  /**
+   * ImportReceipts takes the signed reports that devices left on a stick.
+   *
+   * @generated from rpc skein.release.v1.ReleaseService.ImportReceipts
+   */
+  importReceipts: {
+    methodKind: "unary";
+    input: typeof ImportReceiptsRequestSchema;
+    output: typeof ImportReceiptsResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_skein_release_v1_release, 0);
