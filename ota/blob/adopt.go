@@ -58,6 +58,7 @@ func (s *Store) AdoptThrough(ctx context.Context, name string, d ota.Digest, rea
 	if err := errors.Join(a.Sync(), a.Close()); err != nil {
 		return size, fmt.Errorf("sync %s: %w", name, err)
 	}
+	s.uses.touch(d) // it may have been written long ago
 	return size, s.files.Rename(name, blobName(d))
 }
 

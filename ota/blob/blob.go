@@ -17,6 +17,7 @@ import (
 	"iter"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/slot"
@@ -49,6 +50,7 @@ const (
 type Store struct {
 	files     slot.Files
 	syncEvery int64
+	uses      *uses // nil: not tracked
 
 	mu   sync.Mutex // guards all below
 	busy map[ota.Digest]chan struct{}
@@ -129,8 +131,10 @@ func (s *Store) open(d ota.Digest) (io.ReadSeekCloser, int64, error) {
 	if _, err := ota.ParseDigest(string(d)); err != nil {
 		return nil, 0, err
 	}
+	used := s.uses.touch(d) // first: see DeleteUnused
 	f, err := s.files.Open(blobName(d))
 	if errors.Is(err, fs.ErrNotExist) {
+		s.uses.forget(d, used)
 		return nil, 0, fmt.Errorf("open blob %s: %w", d.Short(), ErrNotFound)
 	}
 	if err != nil {
@@ -332,6 +336,7 @@ func (s *Store) publish(d ota.Digest) error {
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("sync blob %s: %w", d.Short(), err)
 	}
+	s.uses.touch(d)
 	return s.files.Rename(partialName(d), blobName(d))
 }
 
@@ -465,6 +470,8 @@ type Info struct {
 	Digest  ota.Digest
 	Size    int64
 	Partial bool
+	// Modified is when it was last written to.
+	Modified time.Time
 }
 
 // List yields all whole blobs in order of digest; it stops after an error.
@@ -507,7 +514,7 @@ func (s *Store) list(dir string, partial bool, yield func(Info, error) bool) boo
 			yield(Info{}, err)
 			return false
 		}
-		if !yield(Info{Digest: d, Size: st.Size(), Partial: partial}, nil) {
+		if !yield(Info{Digest: d, Size: st.Size(), Partial: partial, Modified: st.ModTime()}, nil) {
 			return false
 		}
 	}
