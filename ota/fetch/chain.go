@@ -317,4 +317,3 @@ func (c *Chain) good(t candidate) {
 		}
 	}
 }
-
