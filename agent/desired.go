@@ -248,13 +248,16 @@ func (a *Agent) checkDesired(ctx context.Context, d wire.Desired, s state.State)
 	if d.Release == nil {
 		return nil
 	}
-	if err := a.refreshTrust(ctx); err != nil {
+	if err := a.refreshTrust(ctx, d.Release.Target); err != nil {
 		if errors.Is(err, errLater) {
 			return err
 		}
 		return &refusedRelease{d, err}
 	}
 	info, err := a.trust.Target(d.Release.Target)
+	if trust.AttackClass(err) != "" {
+		return &refusedRelease{d, err}
+	}
 	if err != nil && !errors.Is(err, trust.ErrUnknownTarget) {
 		return fmt.Errorf("look up %s: %w", d.Release.Target, err)
 	}
@@ -283,10 +286,10 @@ func (a *Agent) noteRejected(r *refusedRelease) {
 	a.wakeReport.set()
 }
 
-// refreshTrust brings the metadata up to date. Anything but an attack is
-// errLater.
-func (a *Agent) refreshTrust(ctx context.Context) error {
-	err := a.trust.Refresh(ctx, a.opts.Metadata, a.now())
+// refreshTrust brings the metadata up to date, and what is delegated on the way
+// to paths. Anything but an attack is errLater.
+func (a *Agent) refreshTrust(ctx context.Context, paths ...string) error {
+	err := a.trust.Refresh(ctx, a.opts.Metadata, a.now(), paths...)
 	if err != nil && trust.AttackClass(err) == "" {
 		return fmt.Errorf("%w: %w", errLater, err)
 	}
@@ -378,8 +381,8 @@ func (a *Agent) openParams(params []wire.Param) (map[string]string, error) {
 }
 
 // agrees asks the metadata on the device whether it lists the release as the
-// director named it.
-func (a *Agent) agrees(i *state.Install) error {
+// director named it. What an auto role lists must be within its policy too.
+func (a *Agent) agrees(i *state.Install, ix *manifest.Index, ms []*manifest.Manifest) error {
 	info, err := a.trust.Target(i.TUFTarget)
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", i.TUFTarget, err)
@@ -387,6 +390,14 @@ func (a *Agent) agrees(i *state.Install) error {
 	if info.Digest != i.Release || info.Length != i.Length || info.Custom.Counter != i.Counter {
 		return &trust.Attack{Class: trust.ClassDisagreement, Err: fmt.Errorf("%s: the image repository lists %s of %d bytes, counter %d, the desired state says %s of %d bytes, counter %d",
 			i.TUFTarget, info.Digest.Short(), info.Length, info.Custom.Counter, i.Release.Short(), i.Length, i.Counter)}
+	}
+	if info.Policy == nil {
+		return nil
+	}
+	for _, m := range ms {
+		if err := info.Policy.Check(i.TUFTarget, ix, m); err != nil {
+			return err
+		}
 	}
 	return nil
 }

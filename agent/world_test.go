@@ -156,6 +156,7 @@ type releaseOptions struct {
 	name    string                // "meter" when empty
 	extra   []manifest.Descriptor // stored files beside the model
 	savings map[ota.Digest]manifest.Savings
+	auto    bool // listed by the auto role of meter, with no hand
 }
 
 // release publishes a release and lists it in the image repository.
@@ -191,15 +192,19 @@ func (w *world) release(version string, m model, o releaseOptions) wire.ReleaseR
 	}
 	b := manifest.Build{Release: manifest.Release{Name: cmp.Or(o.name, "meter"), Version: version, Counter: o.counter, Model: "meter", ModelVersion: int64(o.counter), Soak: o.soak, Parameters: o.params},
 		Targets: []ota.Target{target}, ONNX: weights, Golden: g, Extra: o.extra, Savings: o.savings}
-	ix, _, _, err := b.Write(ctx, put)
+	ix, index, manifests, err := b.Write(ctx, put)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	ref := wire.ReleaseRef{Target: "releases/" + cmp.Or(o.name, "meter") + "/" + version, Digest: ix.Digest.Sum(), Length: ix.Size, Counter: o.counter}
+	w.releases[version] = ref
+	if o.auto {
+		w.listAuto(index, manifests)
+		return ref
+	}
 	if err := w.repo.AddTarget(ctx, ref.Target, ix.Size, ix.Digest, trust.TargetCustom{Counter: o.counter}, bubbleStart); err != nil {
 		w.t.Fatal(err)
 	}
-	w.releases[version] = ref
 	return ref
 }
 
