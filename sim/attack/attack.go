@@ -47,6 +47,9 @@ type Attack struct {
 	Denial bool
 	// Slow takes more than half a minute.
 	Slow bool
+	// Heals is an attack in spite of which the honest release is installed, by
+	// another way.
+	Heals bool
 
 	place    place
 	device   func(*deviceOptions)
@@ -64,6 +67,7 @@ const (
 	shared    place = iota // one for all that only touch their own device
 	own                    // one for itself
 	threshold              // likewise, and its targets need two keys of two
+	autoPlace              // likewise, and releases are made with no hand, within a policy
 )
 
 // Verdict is one measurement.
@@ -134,7 +138,7 @@ var ErrUnknown = errors.New("no such attack")
 
 // List returns all attacks, in the order of the table.
 func List() []Attack {
-	return slices.Concat(metadataAttacks(), keyAttacks(), directorAttacks(), contentAttacks(), releaseAttacks(), patchAttacks(), diskAttacks(), reportAttacks(), denialAttacks())
+	return slices.Concat(metadataAttacks(), keyAttacks(), autoAttacks(), directorAttacks(), contentAttacks(), releaseAttacks(), patchAttacks(), diskAttacks(), reportAttacks(), denialAttacks())
 }
 
 // find returns one attack.

@@ -132,7 +132,7 @@ var grows = []string{"state/blobs/", "state/partial/", "state/journal/", "state/
 
 // changed says what differs from the snapshot that may not, or nil.
 func (s *snapshot) changed(now *snapshot, mayAlter []string, latest time.Time) error {
-	var errs []error
+	errs := []error{now.sound(mayAlter)}
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	keep := map[string]bool{}
 	for _, d := range s.blobs {
@@ -153,21 +153,34 @@ func (s *snapshot) changed(now *snapshot, mayAlter []string, latest time.Time) e
 		if _, old := s.files[name]; !old && !under(name, grows) && !under(name, mayAlter) {
 			bad("%s is new", name)
 		}
-		if !regular(now.files[name]) && !under(name, mayAlter) {
-			bad("%s is no regular file: %s", name, now.files[name])
-		}
-		if d, ok := strings.CutPrefix(name, "state/blobs/sha256/"); ok && filepath.Base(d) != now.files[name] {
-			bad("%s holds something else than its sum says", name)
-		}
-	}
-	if string(now.state.Update) != "" && string(now.state.Update) != "null" {
-		bad("an update is still under way")
 	}
 	if a, b := marshal(s.state.Current), marshal(now.state.Current); a != b {
 		bad("the committed release is %s, was %s", b, a)
 	}
 	if !maps.Equal(s.state.Highest, now.state.Highest) {
 		bad("the highest counters are %v, were %v", now.state.Highest, s.state.Highest)
+	}
+	return errors.Join(errs...)
+}
+
+// sound says what no disk may hold: other things than files in the state folder,
+// anything outside of it, a blob with another content than its name, an update
+// under way while the device rests.
+func (s *snapshot) sound(mayAlter []string) error {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(s.files)) {
+		if !regular(s.files[name]) && !under(name, mayAlter) {
+			errs = append(errs, fmt.Errorf("%s is no regular file: %s", name, s.files[name]))
+		}
+		if !strings.HasPrefix(name, "state/") {
+			errs = append(errs, fmt.Errorf("%s is outside of the state folder", name))
+		}
+		if d, ok := strings.CutPrefix(name, "state/blobs/sha256/"); ok && filepath.Base(d) != s.files[name] {
+			errs = append(errs, fmt.Errorf("%s holds something else than its sum says", name))
+		}
+	}
+	if string(s.state.Update) != "" && string(s.state.Update) != "null" {
+		errs = append(errs, errors.New("an update is still under way"))
 	}
 	return errors.Join(errs...)
 }
@@ -221,7 +234,11 @@ func (s *scene) observe(ctx context.Context) (watch, error) {
 		if r := v.GetRunningRelease(); r != "" && r != string(s.w.releases[running].digest) {
 			w.adopted = r
 		}
-		if v.GetPhase() == "updating" || s.d.status().Phase.String() == "updating" || !w.named && w.adopted == "" {
+		enough := w.named || w.adopted != ""
+		if s.a.Heals {
+			enough = w.named && w.adopted != ""
+		}
+		if v.GetPhase() == "updating" || s.d.status().Phase.String() == "updating" || !enough {
 			rests = time.Time{}
 			return false, nil
 		}
@@ -277,7 +294,11 @@ func (s *scene) refuse(ctx context.Context, r *Result) error {
 		return err
 	}
 	counts, _, fault := s.d.app.seen()
+	honest := string(s.w.releases[bait].digest)
 	switch {
+	case s.a.Heals && w.adopted == honest:
+	case s.a.Heals:
+		err = fmt.Errorf("the honest release did not come another way; the device runs %q", w.adopted)
 	case w.adopted != "":
 		err = fmt.Errorf("the device reported that it runs %s", w.adopted)
 	case !w.reported:
@@ -288,7 +309,12 @@ func (s *scene) refuse(ctx context.Context, r *Result) error {
 	if err != nil {
 		return err
 	}
-	err = before.changed(after, s.a.mayAlter, s.w.now().Add(time.Minute))
+	if s.a.Heals {
+		err = after.sound(s.a.mayAlter)
+		delete(counts, bait)
+	} else {
+		err = before.changed(after, s.a.mayAlter, s.w.now().Add(time.Minute))
+	}
 	if s.outside != "" {
 		if found, rerr := os.ReadDir(s.outside); rerr != nil || len(found) > 0 {
 			err = errors.Join(err, fmt.Errorf("%d files were written outside of the state folder: %w", len(found), rerr))

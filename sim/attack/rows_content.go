@@ -37,9 +37,9 @@ func (s *scene) parts() (layers, savings []manifest.Descriptor, err error) {
 	return m.Layers, savings, nil
 }
 
-// spoils lets the attacker answer for all blobs below the manifest of the bait,
-// on every way to bytes.
-func spoils(how func(r *http.Request, size int64) *http.Response) func(context.Context, *scene) error {
+// mirror lets the attacker answer over HTTPS for all blobs below the manifest of
+// the bait.
+func mirror(how func(r *http.Request, size int64) *http.Response) func(context.Context, *scene) error {
 	return func(ctx context.Context, s *scene) error {
 		layers, savings, err := s.parts()
 		if err != nil {
@@ -56,16 +56,35 @@ func spoils(how func(r *http.Request, size int64) *http.Response) func(context.C
 			}
 			return how(r, size), nil
 		})
-		s.onlyHTTPS()
 		return s.bait(ctx)
 	}
 }
 
-// onlyHTTPS leaves the device no other way to bytes than HTTPS.
+// spoils is mirror, and there is no other way to bytes.
+func spoils(how func(r *http.Request, size int64) *http.Response) func(context.Context, *scene) error {
+	return func(ctx context.Context, s *scene) error {
+		s.onlyHTTPS()
+		return mirror(how)(ctx, s)
+	}
+}
+
+// onlyHTTPS leaves the device no other way to bytes than HTTPS: requests over
+// the link are refused in the control plane's place.
 func (s *scene) onlyHTTPS() {
 	s.d.man.mu.Lock()
 	defer s.d.man.mu.Unlock()
-	s.d.man.up = func(kind wire.Kind, payload []byte) ([]byte, bool) { return payload, kind != wire.UpGet }
+	s.d.man.up = func(kind wire.Kind, payload []byte) ([]byte, bool) {
+		if kind != wire.UpGet {
+			return payload, true
+		}
+		var g wire.Get
+		if wire.Unmarshal(payload, &g) == nil && !g.Stop {
+			if raw, err := wire.Marshal(&wire.Chunk{Stream: g.Stream, Seq: g.Seq, Refused: wire.RefusedForbidden, Message: "refused by the attacker"}); err == nil {
+				s.d.man.say(wire.DownChunk, raw)
+			}
+		}
+		return nil, false
+	}
 }
 
 // contentAttacks are those of a mirror, or of whoever stands before it: the
@@ -90,6 +109,10 @@ func contentAttacks() []Attack {
 		{Name: "withheld-release", Row: "partial bundle", Class: trust.ClassWithheld, Refuser: "a release is installed whole or not at all",
 			strike: spoils(func(r *http.Request, _ int64) *http.Response {
 				return reply(r, http.StatusNotFound, strings.NewReader("gone"), -1)
+			})},
+		{Name: "junk-mirror-other-way", Row: "malicious mirror", Class: trust.ClassWrongHash, Refuser: hash + "; who gave wrong bytes is avoided, and the link brings them", Heals: true,
+			strike: mirror(func(r *http.Request, size int64) *http.Response {
+				return serve(r, bytes.Repeat([]byte("junk"), int(size/4)+1)[:size])
 			})},
 		{Name: "other-blob", Row: "malicious mirror", Class: trust.ClassWrongHash, Refuser: hash + ": the model of another release in its place",
 			strike: func(ctx context.Context, s *scene) error {

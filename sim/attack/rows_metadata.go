@@ -79,11 +79,11 @@ func metadataAttacks() []Attack {
 		{Name: "fast-forward", Row: "fast-forward", Class: trust.ClassFastForward, Refuser: "root: rotated keys void what they signed",
 			place: own, strike: fastForward, mayAlter: []string{"state/trust/"},
 			lift: func(ctx context.Context, s *scene) error { return s.w.rotate(ctx, "timestamp", "snapshot") }},
-		{Name: "mix-and-match-snapshot", Row: "mix-and-match", Class: trust.ClassMixAndMatch, Refuser: "the timestamp says version, length and hash of the snapshot",
+		{Name: "mix-and-match-snapshot", Row: "mix-and-match", Class: trust.ClassMixAndMatch, Refuser: "the timestamp says version, length and hash of the snapshot", place: own,
 			strike: mixes(func(old, now *forgery) map[string][]byte {
 				return map[string][]byte{fmt.Sprintf("%d.snapshot.json", number(now.snap.Signed, "version")): old.snapRaw}
 			}), mayAlter: []string{onlySeen}},
-		{Name: "mix-and-match-targets", Row: "mix-and-match", Class: trust.ClassMixAndMatch, Refuser: "the snapshot says version, length and hash of the targets",
+		{Name: "mix-and-match-targets", Row: "mix-and-match", Class: trust.ClassMixAndMatch, Refuser: "the snapshot says version, length and hash of the targets", place: own,
 			strike: mixes(func(old, now *forgery) map[string][]byte {
 				return map[string][]byte{fmt.Sprintf("%d.targets.json", number(now.targets.Signed, "version")): old.listRaw}
 			}), mayAlter: []string{onlySeen}},

@@ -84,6 +84,11 @@ func newWorld(ctx context.Context, dir string, n int, p place, log *slog.Logger)
 			return nil, fmt.Errorf("make a repository that needs two keys: %w", err)
 		}
 	}
+	if p == autoPlace {
+		if err := delegate(ctx, w.trustDir()); err != nil {
+			return nil, fmt.Errorf("make a repository that delegates: %w", err)
+		}
+	}
 	if err := w.start(ctx); err != nil {
 		return nil, err
 	}
