@@ -64,6 +64,9 @@ const (
 type Chain struct {
 	now  func() time.Time
 	list func() []Named
+	// Told is called when a way that was trusted gave wrong content. It is set
+	// before the first use.
+	Told func(way string, d ota.Digest)
 
 	mu        sync.Mutex // guards what follows
 	ways      map[string]*way
@@ -129,16 +132,29 @@ func (c *Chain) Failed(key string, err error) {
 
 // Blame implements Blamer: all who gave bytes of d are avoided for long.
 func (c *Chain) Blame(d ota.Digest) {
+	for _, key := range c.blame(d) {
+		if c.Told != nil {
+			c.Told(key, d)
+		}
+	}
+}
+
+// blame returns the keys of those who were trusted until now.
+func (c *Chain) blame(d ota.Digest) (trusted []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, key := range c.delivered[d] {
 		w := c.way(key)
+		if w.lies == 0 || !c.now().Before(w.until) {
+			trusted = append(trusted, key)
+		}
 		w.lies++
 		w.last = fmt.Errorf("bytes of %s were wrong", d.Short())
 		w.until = c.later(liedMin, liedMax, w.lies)
 	}
 	delete(c.delivered, d)
 	c.order = slices.DeleteFunc(c.order, func(o ota.Digest) bool { return o == d })
+	return trusted
 }
 
 // later is a time from now, doubled for each time it happened in a row, of
