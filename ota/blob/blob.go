@@ -131,10 +131,10 @@ func (s *Store) open(d ota.Digest) (io.ReadSeekCloser, int64, error) {
 	if _, err := ota.ParseDigest(string(d)); err != nil {
 		return nil, 0, err
 	}
-	used := s.uses.touch(d) // first: see DeleteUnused
+	absent := s.uses.touch(d) // first: see DeleteUnused
 	f, err := s.files.Open(blobName(d))
 	if errors.Is(err, fs.ErrNotExist) {
-		s.uses.forget(d, used)
+		absent()
 		return nil, 0, fmt.Errorf("open blob %s: %w", d.Short(), ErrNotFound)
 	}
 	if err != nil {

@@ -30,27 +30,27 @@ func (s *Store) TrackUse(now func() time.Time) {
 	s.uses = &uses{now: now, since: now(), at: map[ota.Digest]use{}}
 }
 
-// touch notes that somebody asks for d, and returns which use that is.
-func (u *uses) touch(d ota.Digest) uint64 {
+// touch notes that somebody asks for d, and returns what undoes that.
+func (u *uses) touch(d ota.Digest) (undo func()) {
 	if u == nil {
-		return 0
+		return func() {}
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	was, known := u.at[d]
 	u.count++
-	u.at[d] = use{u.now(), u.count}
-	return u.count
-}
-
-// forget drops a use of a blob that was not there, unless there was another.
-func (u *uses) forget(d ota.Digest, n uint64) {
-	if u == nil {
-		return
-	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.at[d].n == n {
-		delete(u.at, d)
+	n := u.count
+	u.at[d] = use{u.now(), n}
+	return func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		switch {
+		case u.at[d].n != n: // there was another use
+		case known:
+			u.at[d] = was
+		default:
+			delete(u.at, d)
+		}
 	}
 }
 

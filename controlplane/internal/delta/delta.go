@@ -284,3 +284,21 @@ func (m *Maker) prove(ctx context.Context, p manifest.Patch, target manifest.Des
 	}
 	return nil
 }
+
+// IndexOf returns the digest of the chunk index that was made of an artifact.
+func (m *Maker) IndexOf(d ota.Digest) (ota.Digest, bool) {
+	text, err := m.cfg.Files.ReadFile(pointerName(d))
+	var ref manifest.BlobRef
+	if err != nil || json.Unmarshal(text, &ref) != nil {
+		return "", false
+	}
+	return ref.Digest, true
+}
+
+// Forget drops what is remembered of an artifact that is gone.
+func (m *Maker) Forget(d ota.Digest) error {
+	if err := m.cfg.Files.Remove(pointerName(d)); err != nil {
+		return fmt.Errorf("forget the chunk index of %s: %w", d.Short(), err)
+	}
+	return nil
+}
