@@ -117,7 +117,8 @@ func (s *Server) wireParts(context.Context) (err error) {
 		return err
 	}
 	s.blobs = blobs.New(blobs.Options{Files: s.blobDir, Store: blobStore, Adopt: deltas.Adopt, Manifests: manifests{s}, Logger: s.logger})
-	s.catalog, err = release.New(release.Config{Store: s.db, Blobs: blobStore, Repository: s.trust, Deltas: deltas, Targets: s.targets, Logger: s.logger, Now: s.now})
+	s.catalog, err = release.New(release.Config{Store: s.db, Blobs: blobStore, Repository: s.trust, Deltas: deltas, Targets: s.targets, Logger: s.logger, Now: s.now,
+		Attest: director, Builder: "spiffe://" + s.cfg.Domain + "/skeind", Version: s.cfg.Version, Bundles: s.files})
 	if err != nil {
 		return err
 	}
@@ -129,7 +130,7 @@ func (s *Server) wireParts(context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.fleet, err = fleet.New(fleet.Config{Store: s.db, Releases: s.catalog, Telemetry: s.series, Director: signer{director}, Vault: v,
+	s.fleet, err = fleet.New(fleet.Config{Store: s.db, Releases: s.catalog, Telemetry: s.series, Director: signer{s.trust}, Vault: v,
 		Logger: s.logger, Registry: s.registry, Resend: s.cfg.Resend, Now: s.now})
 	if err != nil {
 		return err

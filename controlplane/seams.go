@@ -16,11 +16,16 @@ import (
 
 type id = broker.Identity
 
-// signer signs for devices with the director's key.
-type signer struct{ s *trust.Signer }
+// signer signs for devices with the director's key that is listed now: persons
+// may replace it while the server runs.
+type signer struct{ repo *trust.Repo }
 
 func (s signer) Sign(aad string, payload []byte) ([]byte, error) {
-	return trust.Sign(s.s, aad, payload)
+	key, err := s.repo.DirectorSigner()
+	if err != nil {
+		return nil, err
+	}
+	return trust.Sign(key, aad, payload)
 }
 
 // link brings what devices do to the fleet, and what they want to the streams.

@@ -18,7 +18,7 @@ var update = flag.Bool("update", false, "rewrite the stored dependency lists")
 func TestBinaryDependencies(t *testing.T) {
 	for name, pkg := range map[string]string{
 		"skein-agent": "./agent/cmd/skein-agent", "skeind": "./controlplane/cmd/skeind",
-		"skein": "./controlplane/cmd/skein", "skein-sim": "./sim/cmd/skein-sim",
+		"skein": "./controlplane/cmd/skein", "skein-sim": "./sim/cmd/skein-sim", "skein-signer": "./ota/cmd/skein-signer",
 	} {
 		cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", pkg)
 		cmd.Dir = root

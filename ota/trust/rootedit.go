@@ -190,15 +190,20 @@ func findKey(root *metadata.RootType, role, which string) (string, error) {
 	return "", fmt.Errorf("%w: %d keys of role %s are called %q: give the id", ErrBadDraft, len(found), role, which)
 }
 
-// SetDirector replaces the director's keys by key, with the signatures that
-// targets need (ErrPending).
-func (r *Repo) SetDirector(ctx context.Context, key ed25519.PublicKey, now time.Time) error {
+// NewDirector makes a key of the director in the folder and lists it in place of
+// those before, with the signatures that targets need (ErrPending). Until then
+// the old one is used.
+func (r *Repo) NewDirector(ctx context.Context, now time.Time) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("change director: %w", context.Cause(ctx))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.changeTargets(now, func(m *metadata.TargetsType) error { return putDirector(m, key) })
+	key, err := r.keys.generate(r.files, "director")
+	if err != nil {
+		return fmt.Errorf("change director: %w", err)
+	}
+	return r.changeTargets(now, func(m *metadata.TargetsType) error { return putDirector(m, key.Public().(ed25519.PublicKey)) })
 }
 
 // KeyOf returns the TUF key id of a public key.

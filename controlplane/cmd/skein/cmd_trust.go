@@ -26,7 +26,7 @@ import (
 func (a *app) trustCmd() *cobra.Command {
 	c := group("trust", "keys and signed metadata", "  skein trust status\n  skein trust sign --key alice.key",
 		a.trustInitCmd(), a.trustNewKeyCmd(), a.trustStatusCmd(), a.trustPendingCmd(), a.trustAddKeyCmd(), a.trustRemoveKeyCmd(),
-		a.trustRotateRootCmd(), a.trustDelegateCmd(), a.trustUndelegateCmd(), a.trustSignCmd(), a.trustSendCmd(), a.trustDiscardCmd())
+		a.trustRotateRootCmd(), a.trustRotateDirectorCmd(), a.trustDelegateCmd(), a.trustUndelegateCmd(), a.trustSignCmd(), a.trustSendCmd(), a.trustDiscardCmd())
 	return c
 }
 

@@ -324,6 +324,24 @@ func (a *app) trustUndelegateCmd() *cobra.Command {
 	return c
 }
 
+func (a *app) trustRotateDirectorCmd() *cobra.Command {
+	var dir string
+	c := &cobra.Command{
+		Use: "rotate-director", Short: "make a new key for the director", Args: args(cobra.NoArgs),
+		Long: `Makes a new key of the director in the keys of skeind's own trust folder, and drafts
+targets that name it in place of the old one. Run it where skeind runs, while it is
+stopped, and start it again; the old key is used until the draft is signed, and devices
+refuse it from then on.`,
+		Example: "  skein trust rotate-director --dir /var/lib/skein/trust",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.edit(cmd, dir, func(p *trustPlace, now time.Time) error { return p.repo.NewDirector(cmd.Context(), now) })
+		},
+	}
+	c.Flags().StringVar(&dir, dirFlag, "", "skeind's trust folder")
+	_ = c.MarkFlagRequired(dirFlag)
+	return c
+}
+
 func (a *app) trustSendCmd() *cobra.Command {
 	var dir string
 	c := &cobra.Command{

@@ -6,8 +6,10 @@ import (
 	"github.com/skein-fleet/skein/proto/gen/skein/auth/v1/authv1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/enroll/v1/enrollv1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/fleet/v1/fleetv1connect"
+	"github.com/skein-fleet/skein/proto/gen/skein/policy/v1/policyv1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/release/v1/releasev1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/rollout/v1/rolloutv1connect"
+	"github.com/skein-fleet/skein/proto/gen/skein/trust/v1/trustv1connect"
 )
 
 // Rule says which role a procedure needs and whether it changes something.
@@ -46,6 +48,12 @@ func Rules() map[string]Rule {
 		enrollv1connect.EnrollServiceEnrollProcedure: device,
 		enrollv1connect.EnrollServiceRenewProcedure:  device,
 
+		policyv1connect.PolicyServiceSetPolicyProcedure:     operate,
+		policyv1connect.PolicyServiceListPolicyProcedure:    read,
+		policyv1connect.PolicyServiceExplainPolicyProcedure: read,
+
+		artifactv1connect.StorageServiceCollectGarbageProcedure: administer,
+
 		artifactv1connect.ModelServicePushModelProcedure:  operate,
 		artifactv1connect.ModelServiceListModelsProcedure: read,
 		artifactv1connect.ModelServiceGetModelProcedure:   read,
@@ -53,6 +61,14 @@ func Rules() map[string]Rule {
 		releasev1connect.ReleaseServiceCreateReleaseProcedure: operate,
 		releasev1connect.ReleaseServiceListReleasesProcedure:  read,
 		releasev1connect.ReleaseServiceGetReleaseProcedure:    read,
+
+		releasev1connect.ReleaseServiceListAttestationsProcedure: read,
+		releasev1connect.ReleaseServiceExportReleaseProcedure:    operate,
+		releasev1connect.ReleaseServiceImportReleaseProcedure:    operate,
+		releasev1connect.ReleaseServiceImportReceiptsProcedure:   operate,
+		releasev1connect.ReleaseServiceListPublishersProcedure:   read,
+		releasev1connect.ReleaseServiceAddPublisherProcedure:     administer,
+		releasev1connect.ReleaseServiceRemovePublisherProcedure:  administer,
 
 		rolloutv1connect.RolloutServicePlanRolloutProcedure:    read,
 		rolloutv1connect.RolloutServiceStartRolloutProcedure:   operate,
@@ -64,6 +80,11 @@ func Rules() map[string]Rule {
 		rolloutv1connect.RolloutServiceAbortRolloutProcedure:   operate,
 		rolloutv1connect.RolloutServiceApproveWaveProcedure:    operate,
 		rolloutv1connect.RolloutServiceExplainRolloutProcedure: read,
+
+		trustv1connect.TrustServiceGetTrustProcedure:        read,
+		trustv1connect.TrustServiceProposeMetadataProcedure: administer,
+		trustv1connect.TrustServiceAddSignatureProcedure:    operate,
+		trustv1connect.TrustServiceDiscardDraftProcedure:    administer,
 
 		authv1connect.AuthServiceWhoAmIProcedure:           read,
 		authv1connect.AuthServiceCreateCredentialProcedure: administer,

@@ -12,8 +12,10 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/enroll"
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
 	"github.com/skein-fleet/skein/controlplane/internal/pki"
+	"github.com/skein-fleet/skein/controlplane/internal/policy"
 	"github.com/skein-fleet/skein/controlplane/internal/release"
 	"github.com/skein-fleet/skein/controlplane/internal/store"
+	"github.com/skein-fleet/skein/ota/trust"
 )
 
 // codes gives domain errors their codes; the first that matches wins.
@@ -52,6 +54,16 @@ func codes() []struct {
 		{release.ErrUnknown, connect.CodeNotFound},
 		{release.ErrInvalid, connect.CodeInvalidArgument},
 		{release.ErrExists, connect.CodeAlreadyExists},
+		{release.ErrUnsigned, connect.CodeFailedPrecondition},
+
+		{trust.ErrDraftChanged, connect.CodeAborted},
+		{trust.ErrBadDraft, connect.CodeInvalidArgument},
+		{trust.ErrBadSignature, connect.CodeInvalidArgument},
+		{trust.ErrRefused, connect.CodeFailedPrecondition},
+		{trust.ErrNoKey, connect.CodeFailedPrecondition},
+		{trust.ErrFull, connect.CodeFailedPrecondition},
+
+		{policy.ErrInvalid, connect.CodeInvalidArgument},
 
 		{conductor.ErrUnknown, connect.CodeNotFound},
 		{conductor.ErrAmbiguous, connect.CodeInvalidArgument},
