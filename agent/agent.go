@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/skein-fleet/skein/agent/internal/budget"
+	"github.com/skein-fleet/skein/agent/internal/child"
 	"github.com/skein-fleet/skein/agent/internal/health"
 	"github.com/skein-fleet/skein/agent/internal/host"
 	"github.com/skein-fleet/skein/agent/internal/link"
@@ -79,6 +80,9 @@ type Options struct {
 	Files   slot.Files
 	// Spool holds telemetry; nil is a bounded one in memory. Run does not close it.
 	Spool spool.Spool
+	// Fetcher starts skein-fetch for the mirrors that releases name; without its
+	// Binary they are not used.
+	Fetcher Fetcher
 	// Blobs and Metadata are HTTPS to Identity.BlobURL when nil, and the link
 	// where that does not get through.
 	Blobs    fetch.Source
@@ -112,6 +116,14 @@ type Options struct {
 	LocalSocket string
 	LogTail     func(limit int) []string
 
+	// Agents are the slots of the agent's own binary, where a supervisor starts
+	// it; Boot is the machine's boot chain, where it has two root file systems.
+	Agents SelfUpdate
+	Boot   Bootloader
+
+	// PointHook is called before each durable write of an update, by the names of
+	// CrashPoints, for tests.
+	PointHook func(name string)
 	// StepHook is called before and after each journal step, for tests.
 	StepHook func(step ota.Step, state wire.StepState)
 }
@@ -141,7 +153,8 @@ type Agent struct {
 	trust    *trust.Client
 	blobs    *blob.Store
 	fetcher  *fetch.Fetcher
-	chain    *fetch.Chain  // what fetcher takes from
+	chain    *fetch.Chain
+	mirrors  *child.Source  // what fetcher takes from
 	ways     []fetch.Named // of chain, by cost
 	overLink *stream.Source
 	budget   *budget.Gate
@@ -154,8 +167,13 @@ type Agent struct {
 	watching  lease
 	golden    goldenShare
 	held      holdReason
-	strangers strangers // of the accept loop alone
-	served    bool      // the committed workload served; of the reconcile loop alone
+	stick     stick
+	carrying  trust.MetadataSource // of the bundle that is judged; of the accept loop alone
+	strangers strangers            // of the accept loop alone
+	served    bool                 // the committed workload served; of the reconcile loop alone
+
+	boots bootTruth
+	hand  atomic.Pointer[context.CancelCauseFunc] // ends Run
 
 	wakeReconcile, wakeReport, wakeEvents, wakeSpool, wakeRenew signal
 }
@@ -186,6 +204,7 @@ func New(o Options) (*Agent, error) {
 	a.started = o.Now()
 	a.conn.set("connecting", nil, a.started)
 	a.inbox.wake = newSignal()
+	a.stick = newStick()
 	a.board = health.NewBoard(o.Now, func() {
 		a.wakeReport.set()
 		a.wakeEvents.set()
@@ -254,7 +273,8 @@ func (a *Agent) open() (err error) {
 		Logger: a.log, Target: func() ota.Target { return a.facts.Target }, Params: a.openParams, Agrees: a.agrees,
 		BytesBy: a.chain.Bytes, Free: o.Host.DiskFree, Reserve: a.budget.Reserve, Gate: a.budget, Now: o.Now, LoadTimeout: o.LoadTimeout, SoakEvery: o.SoakEvery,
 		Hook: o.StepHook, Observe: a.observeStep, Proven: a.observeProof,
-		Waiting: a.noteWaiting, Tend: a.tend, TendEvery: o.CheckEvery, Refused: a.noteRefused,
+		Agents: agentsOf(o.Agents), Boot: o.Boot, BootID: func() uint64 { return a.facts.BootID }, Restart: a.handOver, Point: o.PointHook,
+		Offer: a.mirrors.Offer, Waiting: a.noteWaiting, Tend: a.tend, TendEvery: o.CheckEvery, Refused: a.noteRefused,
 	})
 	return nil
 }
@@ -282,7 +302,7 @@ func (a *Agent) connectParts() error {
 		}
 	}
 	a.connectTransfer()
-	a.fetcher = &fetch.Fetcher{Store: a.blobs, Source: a.budget.Meter(a.chain)}
+	a.fetcher = &fetch.Fetcher{Store: a.blobs, Source: a.chain}
 	if o.TuneFetch != nil {
 		o.TuneFetch(a.fetcher)
 	}
@@ -302,11 +322,12 @@ func (a *Agent) connectParts() error {
 
 // Run works until ctx ends. It returns nil then, or what kept it from going on.
 func (a *Agent) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	a.hand.Store(&cancel)
 	if err := a.start(ctx); err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	defer a.closeHTTP()
 	defer a.journal.Close()
 	var wg sync.WaitGroup
@@ -319,6 +340,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	loop("link", a.runLink)
 	loop("desired state", a.acceptLoop)
+	loop("bundle", a.bundleLoop)
 	loop("reconcile", a.reconcileLoop)
 	loop("report", a.reportLoop)
 	loop("events", a.eventLoop)
@@ -327,6 +349,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	loop("health", a.healthLoop)
 	loop("certificate", a.renewLoop)
 	loop("local socket", a.serveLocal)
+	loop("trial", a.trialLoop)
+	loop("boot chain", a.bootLoop)
 	<-ctx.Done()
 	wg.Wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
@@ -349,7 +373,7 @@ func (a *Agent) start(ctx context.Context) (err error) {
 	if err := a.exec.NoteStart(); err != nil {
 		a.noteDisk(err)
 	}
-	return nil
+	return a.settleAgent()
 }
 
 func (a *Agent) closeHTTP() {

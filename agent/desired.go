@@ -83,6 +83,8 @@ func (a *Agent) acceptLoop(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-a.inbox.wake:
+		case job := <-a.stick.jobs:
+			job(ctx)
 		case <-again:
 		}
 		fresh, commands := a.inbox.take()
@@ -289,7 +291,11 @@ func (a *Agent) noteRejected(r *refusedRelease) {
 // refreshTrust brings the metadata up to date, and what is delegated on the way
 // to paths. Anything but an attack is errLater.
 func (a *Agent) refreshTrust(ctx context.Context, paths ...string) error {
-	err := a.trust.Refresh(ctx, a.opts.Metadata, a.now(), paths...)
+	src := a.opts.Metadata
+	if a.carrying != nil {
+		src = a.carrying
+	}
+	err := a.trust.Refresh(ctx, src, a.now(), paths...)
 	if err != nil && trust.AttackClass(err) == "" {
 		return fmt.Errorf("%w: %w", errLater, err)
 	}

@@ -11,6 +11,7 @@ import (
 func (a *Agent) openBudget() (err error) {
 	a.budget, err = budget.Open(budget.Config{
 		Files: a.opts.Files, Clock: a.clock, Zone: a.opts.Zone, Interface: a.opts.Host.DefaultInterface, Waiting: a.notePolicy,
+		Free: a.freeWays, Local: a.stick.there,
 	})
 	if err != nil {
 		return err

@@ -55,7 +55,8 @@ func (a *Agent) serveLocal(ctx context.Context) error {
 	if a.opts.LocalSocket == "" {
 		return nil
 	}
-	src := localapi.Source{Status: a.Status, Logs: a.opts.LogTail, Listening: func() { a.board.Clear(health.LocalSocket) }}
+	src := localapi.Source{Status: a.Status, Logs: a.opts.LogTail, Apply: a.ApplyBundle, Receipt: a.Receipt,
+		Listening: func() { a.board.Clear(health.LocalSocket) }}
 	for {
 		err := localapi.Serve(ctx, a.opts.LocalSocket, src)
 		if ctx.Err() != nil {
@@ -97,6 +98,7 @@ func (a *Agent) Status() Status {
 	if c := s.Current; c != nil {
 		st.Running, st.RunningName, st.ParamsDigest = string(c.Release), nameOf(c), c.ParamsDigest
 	}
+	st.Policy = a.budget.State()
 	if n := len(st.Journal); n > 0 {
 		st.Step = st.Journal[n-1].Step
 	}
@@ -132,12 +134,13 @@ func (a *Agent) explain(s state.State, st Status) (summary string, reasons []str
 	default:
 		summary = fmt.Sprintf("Runs %s, as wanted by generation %s.", running, s.Held)
 	}
+	reasons = append(reasons, a.osWords(s)...)
 	reasons = append(reasons, a.held.list()...)
 	if st.Link != "connected" {
 		reasons = append(reasons, fmt.Sprintf("link %s since %s: %s", st.Link, st.LinkSince.UTC().Format(time.RFC3339), st.LinkError))
 	}
 	for _, c := range st.Conditions {
-		if c.Name != health.LinkOffline && c.Name != health.UpdateFailed {
+		if c.Name != health.LinkOffline && c.Name != health.BootChain && c.Name != health.UpdateFailed {
 			reasons = append(reasons, c.Name+": "+c.Message)
 		}
 	}

@@ -9,7 +9,9 @@ import (
 	"slices"
 	"time"
 
+	"github.com/skein-fleet/skein/agent/internal/child"
 	"github.com/skein-fleet/skein/agent/internal/stream"
+	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/fetch"
 	"github.com/skein-fleet/skein/ota/trust"
 	"github.com/skein-fleet/skein/proto/wire"
@@ -19,7 +21,11 @@ import (
 const (
 	byHTTPS = "https"
 	byLink  = "mqtt"
+	byChild = "child"
 )
+
+// Fetcher says how skein-fetch is started.
+type Fetcher = child.Options
 
 // connectTransfer makes the ways to blobs and trust metadata: HTTPS first, and
 // over the link where that does not get through. Options that name their own
@@ -33,11 +39,32 @@ func (a *Agent) connectTransfer() {
 			{Name: byLink, Source: a.overLink},
 		}
 	}
-	a.chain = fetch.NewChain(time.Now, func() []fetch.Named { return a.ways })
+	a.mirrors = child.New(a.opts.Fetcher)
+	if a.opts.Fetcher.Binary != "" { // a release names mirrors so that they are asked first
+		a.ways = slices.Insert(a.ways, 0, fetch.Named{Name: byChild, Source: a.mirrors})
+	}
+	for i, w := range a.ways { // these go through the default route
+		a.ways[i].Source = a.budget.Meter(w.Source)
+	}
+	a.chain = fetch.NewChain(time.Now, a.waysNow)
+	a.chain.Told = a.noteLie
 	if a.opts.Metadata == nil {
 		a.opts.Metadata = trust.FirstOf(a.httpsMetadata(fetch.HTTPMetadata(a.http, a.opts.Identity.BlobURL)), a.overLink.Metadata)
 	}
 }
+
+// noteLie tells that a way gave wrong bytes: others are asked from now on, so
+// the update may go well all the same.
+func (a *Agent) noteLie(way string, d ota.Digest) {
+	a.log.Warn("wrong bytes", "way", way, "blob", d.Short())
+	a.board.Event(wire.Event{ID: a.ids.next(), Kind: "refused", Attack: trust.ClassWrongHash, Message: fmt.Sprintf("%s gave wrong bytes of %s and is avoided", way, d.Short())})
+}
+
+// waysNow are the ways to blobs in the order of cost.
+func (a *Agent) waysNow() []fetch.Named { return a.stick.ways(a.ways) }
+
+// freeWays reports whether there are ways that no allowance counts.
+func (a *Agent) freeWays() bool { return len(a.waysNow()) > len(a.ways) }
 
 // httpsMetadata is get, not asked while HTTPS is known not to get through and
 // the link is up.

@@ -75,6 +75,19 @@ func printStatus(out io.Writer, st *agentlocalv1.StatusResponse) error {
 	if d.GetFailure() != "" {
 		row("failure", "%s: %s", d.GetFailureClass(), d.GetFailure())
 	}
+	if t := d.GetTransfer(); t != nil {
+		row("network", "%s, %s", orUnknown(t.GetInterface()), t.GetLinkClass())
+		for _, u := range t.GetUsed() {
+			row("allowance", "%d of %d bytes over %s links in %s", u.GetBytes(), u.GetLimit(), u.GetLinkClass(), u.GetName())
+		}
+		if t.GetWaits() != "" {
+			until := "an end is not in sight"
+			if u := t.GetUntil(); u != nil {
+				until = "until " + u.AsTime().UTC().Format(time.RFC3339)
+			}
+			row("waits", "for the %s, %s", t.GetWaits(), until)
+		}
+	}
 	row("spool", "%d bytes wait, %d messages dropped", st.GetSpoolBytes(), st.GetSpoolDropped())
 	for _, c := range d.GetConditions() {
 		row(c.GetSeverity(), "%s: %s", c.GetName(), c.GetMessage())
@@ -83,6 +96,13 @@ func printStatus(out io.Writer, st *agentlocalv1.StatusResponse) error {
 		row("journal", "%s %s %s", e.GetStep(), e.GetState(), e.GetMessage())
 	}
 	return w.Flush()
+}
+
+func orUnknown(s string) string {
+	if s == "" {
+		return "unknown interface"
+	}
+	return s
 }
 
 func orNone(s string) string {

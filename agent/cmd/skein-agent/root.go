@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/skein-fleet/skein/agent"
+	"github.com/skein-fleet/skein/agent/internal/selfupdate"
 	"github.com/skein-fleet/skein/ota/slot"
 )
 
@@ -25,6 +26,7 @@ const (
 	exitRefused     = 4
 	exitUnreachable = 5
 	exitDiskFull    = 6
+	exitHandover    = selfupdate.ExitHandover
 )
 
 const exitHelp = `Exit codes:
@@ -34,7 +36,8 @@ const exitHelp = `Exit codes:
   3  this device is not enrolled
   4  the control plane refuses the claim
   5  the agent does not answer on its socket, or nothing runs here
-  6  the disk is full`
+  6  the disk is full
+  10 run asks its supervisor to start the agent of another slot`
 
 // errUsage marks wrong arguments.
 var errUsage = errors.New("wrong arguments")
@@ -54,6 +57,8 @@ func exitCode(err error) int {
 		return exitRefused
 	case errors.Is(err, errNoAgent):
 		return exitUnreachable
+	case errors.Is(err, agent.ErrHandover):
+		return exitHandover
 	case errors.Is(err, slot.ErrDiskFull):
 		return exitDiskFull
 	}
@@ -108,7 +113,7 @@ func rootCommand(s streams) *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.PersistentFlags().StringVar(&config, "config", "", "JSON file with the same names as the flags; flags win")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return applyConfig(cmd, config) }
-	root.AddCommand(runCommand(s), enrollCommand(s), statusCommand(s), explainCommand(s), logsCommand(s), tegrastatsCommand(s), versionCommand(s))
+	root.AddCommand(runCommand(s), superviseCommand(s), enrollCommand(s), statusCommand(s), explainCommand(s), logsCommand(s), bundleCommand(s), tegrastatsCommand(s), versionCommand(s))
 	return root
 }
 

@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"time"
 
+	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/skein-fleet/skein/ota"
@@ -29,8 +30,17 @@ import (
 type Source struct {
 	Status func() Status
 	Logs   func(limit int) []string // nil: no log is kept
+	// Apply installs from a bundle file, Receipt is a signed report.
+	Apply   func(ctx context.Context, path string) (Applied, error)
+	Receipt func() (device string, report []byte, err error)
 	// Listening, when set, is called once the socket answers.
 	Listening func()
+}
+
+// Applied is what a bundle brings.
+type Applied struct {
+	Device, Release, Digest string
+	Generation              wire.Generation
 }
 
 // ErrInUse is returned by Serve when another agent answers on the socket.
@@ -98,6 +108,23 @@ func (s *service) Explain(context.Context, *agentlocalv1.ExplainRequest) (*agent
 	return &agentlocalv1.ExplainResponse{Summary: st.Summary, Reasons: st.Reasons}, nil
 }
 
+func (s *service) ApplyBundle(ctx context.Context, req *agentlocalv1.ApplyBundleRequest) (*agentlocalv1.ApplyBundleResponse, error) {
+	got, err := s.src.Apply(ctx, req.GetPath())
+	if err != nil {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, err)
+	}
+	return &agentlocalv1.ApplyBundleResponse{Device: got.Device, Release: got.Release, Digest: got.Digest,
+		Generation: &fleetv1.Generation{Epoch: got.Generation.Epoch, Counter: got.Generation.Counter}}, nil
+}
+
+func (s *service) Receipt(context.Context, *agentlocalv1.ReceiptRequest) (*agentlocalv1.ReceiptResponse, error) {
+	device, report, err := s.src.Receipt()
+	if err != nil {
+		return nil, err
+	}
+	return &agentlocalv1.ReceiptResponse{Device: device, Report: report}, nil
+}
+
 func (s *service) Logs(_ context.Context, req *agentlocalv1.LogsRequest) (*agentlocalv1.LogsResponse, error) {
 	if s.src.Logs == nil {
 		return &agentlocalv1.LogsResponse{}, nil
@@ -117,6 +144,7 @@ func device(st Status) *fleetv1.Device {
 		DesiredParametersDigest: digestText(st.DesiredParams), ReportedParametersDigest: digestText(st.ParamsDigest),
 		State: fleetv1.DeviceState_DEVICE_STATE_OFFLINE,
 	}
+	d.Transfer = transfer(st.Policy)
 	if st.Link == "connected" {
 		d.State = fleetv1.DeviceState_DEVICE_STATE_ONLINE
 	}
@@ -127,6 +155,24 @@ func device(st Status) *fleetv1.Device {
 		d.Journal = append(d.Journal, step(e))
 	}
 	return d
+}
+
+// transfer maps what the policy makes of an update.
+func transfer(p *wire.PolicyState) *fleetv1.TransferState {
+	if p == nil {
+		return nil
+	}
+	t := &fleetv1.TransferState{Interface: p.Interface, LinkClass: p.Class.String(), Zone: p.Zone}
+	for _, u := range p.Used {
+		t.Used = append(t.Used, &fleetv1.AllowanceUse{LinkClass: u.Class.String(), Period: u.Period.String(), Name: u.Name, Bytes: u.Bytes, Limit: u.Limit})
+	}
+	if p.Waits != 0 {
+		t.Waits = p.Waits.String()
+		if p.Until != 0 {
+			t.Until = timestamppb.New(time.Unix(p.Until, 0))
+		}
+	}
+	return t
 }
 
 func condition(c wire.Condition) *fleetv1.Condition {

@@ -40,6 +40,7 @@ type Status struct {
 	SpoolDropped  int64
 	BytesFetched  int64              // for the last update
 	Sources       []wire.SourceBytes // by which way
+	Policy        *wire.PolicyState  // nil: no policy binds
 	Summary       string             // one sentence
 	Reasons       []string           // what holds something up, now
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
+	"strings"
 )
 
 // onnxSummary is what is looked at in an ONNX file: enough to tell a model
@@ -13,6 +15,21 @@ type onnxSummary struct {
 	IRVersion uint64
 	Inputs    []string // of the graph, initializers apart
 	Outputs   []string
+	types     map[string]string // of inputs and outputs, such as float32[1,784]
+}
+
+// signature lists inputs and outputs with their types, where the model says them.
+func (s onnxSummary) signature() (inputs, outputs []string) {
+	list := func(names []string) (out []string) {
+		for _, n := range names {
+			if t := s.types[n]; t != "" {
+				n += ": " + t
+			}
+			out = append(out, n)
+		}
+		return out
+	}
+	return list(s.Inputs), list(s.Outputs)
 }
 
 // The fields of onnx.proto that are read.
@@ -24,7 +41,18 @@ const (
 	graphInput     = 11
 	graphOutput    = 12
 	valueInfoName  = 1
+	valueInfoType  = 2
+	typeTensor     = 1
+	tensorElem     = 1
+	tensorShape    = 2
+	shapeDim       = 1
+	dimValue       = 1
+	dimParam       = 2
 )
+
+// elemTypes are the numbers of TensorProto.DataType.
+var elemTypes = map[uint64]string{1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 8: "string", 9: "bool",
+	10: "float16", 11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16"}
 
 // The wire types of protobuf.
 const (
@@ -80,7 +108,13 @@ func (p *protoReader) graph(size int64, s *onnxSummary) (nodes int, err error) {
 		case graphNode:
 			nodes++
 		case graphInput, graphOutput:
-			name, err := p.valueName(int64(v))
+			name, kind, err := p.value(int64(v))
+			if kind != "" {
+				if s.types == nil {
+					s.types = map[string]string{}
+				}
+				s.types[name] = kind
+			}
 			if field == graphInput {
 				s.Inputs = append(s.Inputs, name)
 			} else {
@@ -96,21 +130,76 @@ func (p *protoReader) graph(size int64, s *onnxSummary) (nodes int, err error) {
 	return nodes, err
 }
 
-func (p *protoReader) valueName(size int64) (name string, err error) {
-	err = p.fields(p.pos+size, func(field, kind int, v uint64) error {
-		if field != valueInfoName || kind != wireBytes {
-			return nil
+// value reads the name of an input or output, and its type where it is said.
+func (p *protoReader) value(size int64) (name, kind string, err error) {
+	err = p.fields(p.pos+size, func(field, wire int, v uint64) (err error) {
+		switch {
+		case field == valueInfoName && wire == wireBytes:
+			name, err = p.text(v)
+		case field == valueInfoType && wire == wireBytes:
+			kind, err = p.tensorType(int64(v))
 		}
-		if v > 4096 {
-			return fmt.Errorf("a name of %d bytes", v)
-		}
-		b := make([]byte, v)
-		_, err := io.ReadFull(p.br, b)
-		p.pos += int64(v)
-		name = string(b)
 		return err
 	})
-	return name, err
+	return name, kind, err
+}
+
+func (p *protoReader) text(size uint64) (string, error) {
+	if size > 4096 {
+		return "", fmt.Errorf("a name of %d bytes", size)
+	}
+	b := make([]byte, size)
+	_, err := io.ReadFull(p.br, b)
+	p.pos += int64(size)
+	return string(b), err
+}
+
+// tensorType reads the type of a tensor; other types are "".
+func (p *protoReader) tensorType(size int64) (kind string, err error) {
+	var dims []string
+	shaped := false
+	err = p.fields(p.pos+size, func(field, wire int, v uint64) error {
+		if field != typeTensor || wire != wireBytes {
+			return nil
+		}
+		return p.fields(p.pos+int64(v), func(field, wire int, v uint64) (err error) {
+			switch {
+			case field == tensorElem && wire == wireVarint:
+				kind = elemTypes[v]
+			case field == tensorShape && wire == wireBytes:
+				shaped = true
+				dims, err = p.shape(int64(v))
+			}
+			return err
+		})
+	})
+	if kind != "" && shaped {
+		kind += "[" + strings.Join(dims, ",") + "]"
+	}
+	return kind, err
+}
+
+func (p *protoReader) shape(size int64) (dims []string, err error) {
+	err = p.fields(p.pos+size, func(field, wire int, v uint64) error {
+		if field != shapeDim || wire != wireBytes {
+			return nil
+		}
+		dim := "?"
+		err := p.fields(p.pos+int64(v), func(field, wire int, v uint64) (err error) {
+			switch {
+			case field == dimValue && wire == wireVarint:
+				dim = strconv.FormatInt(int64(v), 10)
+			case field == dimParam && wire == wireBytes:
+				dim, err = p.text(v)
+			}
+			return err
+		})
+		if dims = append(dims, dim); len(dims) > 64 {
+			return errors.New("more than 64 dimensions")
+		}
+		return err
+	})
+	return dims, err
 }
 
 // protoReader walks protobuf fields of a file.

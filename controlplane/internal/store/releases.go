@@ -31,16 +31,17 @@ type Release struct {
 	Ready        bool // listed in the TUF targets
 	Created      time.Time
 	CreatedBy    string
+	Publisher    string // whose bundle it came in; empty: made here
 }
 
-const releaseColumns = `tenant, digest, name, version, counter, length, model, model_version, targets, parameters, bytes, soak, ready, created, created_by`
+const releaseColumns = `tenant, digest, name, version, counter, length, model, model_version, targets, parameters, bytes, soak, ready, created, created_by, publisher`
 
 func scanRelease(scan func(...any) error) (Release, error) {
 	var r Release
 	var counter, soak, created int64
 	var parameters string
 	err := scan(&r.Tenant, &r.Digest, &r.Name, &r.Version, &counter, &r.Length, &r.Model, &r.ModelVersion, jsonText[[]ReleaseTarget]{&r.Targets},
-		&parameters, &r.Bytes, &soak, &r.Ready, &created, &r.CreatedBy)
+		&parameters, &r.Bytes, &soak, &r.Ready, &created, &r.CreatedBy, &r.Publisher)
 	r.Counter, r.Soak, r.Created = uint64(counter), time.Duration(soak)*time.Millisecond, fromMillis(created)
 	r.Parameters = json.RawMessage(parameters)
 	return r, err
@@ -55,8 +56,8 @@ func (tx *Tx) AddRelease(ctx context.Context, r Release) error {
 	if len(r.Parameters) == 0 {
 		r.Parameters = json.RawMessage("[]")
 	}
-	_, err = tx.ExecContext(ctx, `INSERT INTO releases (`+releaseColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`, r.Tenant, r.Digest, r.Name, r.Version,
-		int64(r.Counter), r.Length, r.Model, r.ModelVersion, targets, string(r.Parameters), r.Bytes, r.Soak.Milliseconds(), r.Ready, millis(r.Created), r.CreatedBy)
+	_, err = tx.ExecContext(ctx, `INSERT INTO releases (`+releaseColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`, r.Tenant, r.Digest, r.Name, r.Version,
+		int64(r.Counter), r.Length, r.Model, r.ModelVersion, targets, string(r.Parameters), r.Bytes, r.Soak.Milliseconds(), r.Ready, millis(r.Created), r.CreatedBy, r.Publisher)
 	return wrap(err, "store release "+r.Name+"@"+r.Version)
 }
 

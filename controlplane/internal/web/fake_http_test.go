@@ -28,7 +28,10 @@ import (
 	"github.com/skein-fleet/skein/proto/gen/skein/rollout/v1/rolloutv1connect"
 )
 
-type fakeReleases struct{ f *fake }
+type fakeReleases struct {
+	releasev1connect.UnimplementedReleaseServiceHandler
+	f *fake
+}
 
 func (r fakeReleases) CreateRelease(context.Context, *releasev1.CreateReleaseRequest) (*releasev1.CreateReleaseResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("not in the fake"))
@@ -164,7 +167,7 @@ func (f *fake) handler(pages http.Handler) http.Handler {
 	mount := func(path string, h http.Handler) { api.Handle(path, h) }
 	mount(fleetv1connect.NewFleetServiceHandler(f))
 	mount(rolloutv1connect.NewRolloutServiceHandler(f))
-	mount(releasev1connect.NewReleaseServiceHandler(fakeReleases{f}))
+	mount(releasev1connect.NewReleaseServiceHandler(fakeReleases{f: f}))
 	mount(artifactv1connect.NewModelServiceHandler(fakeModels{}))
 	mount(auditv1connect.NewAuditServiceHandler(fakeAudit{f}))
 	mount(authv1connect.NewAuthServiceHandler(fakeAuth{}))

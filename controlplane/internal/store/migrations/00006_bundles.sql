@@ -42,7 +42,11 @@ CREATE TABLE publishers (
     PRIMARY KEY (tenant, name)
 ) WITHOUT ROWID;
 
+-- Whose bundle a release came in; empty for those made here.
+ALTER TABLE releases ADD COLUMN publisher TEXT NOT NULL DEFAULT '';
+
 -- +goose Down
+ALTER TABLE releases DROP COLUMN publisher;
 DROP TABLE publishers;
 DROP TABLE registry_blobs;
 DROP TABLE registry_tags;

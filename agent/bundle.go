@@ -1,0 +1,289 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/skein-fleet/skein/agent/internal/localapi"
+	"github.com/skein-fleet/skein/ota"
+	"github.com/skein-fleet/skein/ota/bundle"
+	"github.com/skein-fleet/skein/ota/fetch"
+	"github.com/skein-fleet/skein/ota/manifest"
+	"github.com/skein-fleet/skein/ota/trust"
+	"github.com/skein-fleet/skein/proto/wire"
+)
+
+// byBundle is the name of a bundle among the ways to blobs.
+const byBundle = "bundle"
+
+// ErrNotForUs is returned for a bundle without a desired state for this device.
+var ErrNotForUs = errors.New("bundle holds nothing for this device")
+
+// stick is the bundle that is being installed from.
+type stick struct {
+	jobs  chan func(context.Context) // for the accept loop
+	fresh chan *carried              // for the bundle loop
+
+	mu  sync.Mutex // guards now
+	now *carried
+}
+
+// carried is one open bundle, with what it says for this device.
+type carried struct {
+	file *os.File
+	*bundle.Bundle
+	raw     []byte // desired state, signed
+	desired wire.Desired
+}
+
+func newStick() stick {
+	return stick{jobs: make(chan func(context.Context)), fresh: make(chan *carried, 1)}
+}
+
+// ways puts the bundle, where there is one, before the other ways.
+func (s *stick) ways(others []fetch.Named) []fetch.Named {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now == nil {
+		return others
+	}
+	return append([]fetch.Named{{Name: byBundle, Source: s.now}}, others...)
+}
+
+// there reports whether there is a bundle.
+func (s *stick) there() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now != nil
+}
+
+// swap makes c the open bundle and closes the one before.
+func (s *stick) swap(c *carried) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now != nil && s.now != c {
+		s.now.file.Close() // it was only read
+	}
+	s.now = c
+}
+
+// ApplyBundle verifies a bundle file, refreshes the trust metadata from it and
+// begins to install what it holds for this device: without any network, under
+// the checks of a desired state that comes over the link. It returns once that
+// is certain to be what the director wants; what is refused changes nothing.
+func (a *Agent) ApplyBundle(ctx context.Context, path string) (localapi.Applied, error) {
+	c, err := a.openBundle(path)
+	if err != nil {
+		return localapi.Applied{}, fmt.Errorf("bundle %s: %w", path, err)
+	}
+	done := make(chan error, 1)
+	job := func(ctx context.Context) { done <- a.judgeBundle(ctx, c) }
+	select {
+	case a.stick.jobs <- job:
+		err = <-done
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		c.file.Close()
+		return localapi.Applied{}, fmt.Errorf("bundle %s: %w", path, err)
+	}
+	select {
+	case old := <-a.stick.fresh: // one that was not begun
+		old.file.Close()
+	default:
+	}
+	select {
+	case a.stick.fresh <- c:
+	default:
+		c.file.Close()
+		return localapi.Applied{}, errors.New("another bundle came at the same moment: try again")
+	}
+	return localapi.Applied{Device: c.desired.Device, Release: c.Info.Release, Digest: string(c.Info.Index.Digest), Generation: c.desired.Generation}, nil
+}
+
+func (a *Agent) openBundle(path string) (*carried, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	c := &carried{file: f}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = errors.New("it is not a plain file")
+	}
+	if err == nil {
+		c.Bundle, err = bundle.Open(f, st.Size())
+	}
+	if err == nil {
+		id := a.identity.Load().DeviceID
+		if c.raw, err = c.Bundle.Desired(id); errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: it is for %d devices, and %s is not among them", ErrNotForUs, len(c.Devices()), id)
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// judgeBundle runs in the accept loop: it asks all that accept will ask, and
+// changes nothing but the trust metadata.
+func (a *Agent) judgeBundle(ctx context.Context, c *carried) error {
+	a.carrying = c.Metadata
+	defer func() { a.carrying = nil }()
+	err := a.refreshTrust(ctx, c.Info.Target)
+	var payload []byte
+	if err == nil {
+		payload, err = a.verify(ctx, wire.AADDesired, c.raw)
+	}
+	if err == nil {
+		if uerr := wire.UnmarshalCanonical(payload, &c.desired); uerr != nil {
+			err = &trust.Attack{Class: trust.ClassMalformed, Err: uerr}
+		}
+	}
+	if err == nil {
+		err = a.checkDesired(ctx, c.desired, a.state.Get())
+	}
+	if r := c.desired.Release; err == nil && (r == nil || string(r.Digest) != string(c.Info.Index.Digest.Sum())) {
+		err = &trust.Attack{Class: trust.ClassDisagreement, Err: fmt.Errorf("the desired state in it is not for its release %s", c.Info.Release)}
+	}
+	if err != nil && !errors.Is(err, errLater) {
+		a.refuse(err)
+	}
+	return err
+}
+
+// bundleLoop copies what a bundle brings into the store, and then has its
+// desired state accepted, so that the update finds all of it here.
+func (a *Agent) bundleLoop(ctx context.Context) error {
+	defer a.stick.swap(nil)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case c := <-a.stick.fresh:
+			a.stick.swap(c)
+			a.held.set(byBundle, "copying from the bundle "+c.file.Name())
+			err := a.copyBundle(ctx, c)
+			a.held.set(byBundle, "")
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err != nil {
+				// What is missing still comes over the other ways, if there are any.
+				a.log.Warn("copy from a bundle", "bundle", c.file.Name(), "error", err)
+				a.noteDisk(err)
+			}
+			a.takeBundle(ctx, c)
+		}
+	}
+}
+
+// takeBundle has the accept loop accept the desired state of a bundle.
+func (a *Agent) takeBundle(ctx context.Context, c *carried) {
+	done := make(chan struct{})
+	job := func(ctx context.Context) {
+		defer close(done)
+		a.carrying = c.Metadata
+		defer func() { a.carrying = nil }()
+		if err := a.accept(ctx, c.raw); err != nil {
+			a.refuse(err)
+		}
+	}
+	select {
+	case a.stick.jobs <- job:
+		<-done
+	case <-ctx.Done():
+	}
+}
+
+// copyBundle brings index, manifest and layers for this device into the store.
+// It is free of windows and allowances, which are for networks.
+func (a *Agent) copyBundle(ctx context.Context, c *carried) error {
+	begin := time.Now()
+	f := &fetch.Fetcher{Store: a.blobs, Source: c, Attempts: 2, MaxWait: time.Second}
+	f.Progress = func(_ ota.Digest, have, size int64) {
+		if size > 0 {
+			a.held.set(byBundle, fmt.Sprintf("copying from the bundle %s: %d of %d MiB of a file", c.file.Name(), have>>20, size>>20))
+		}
+	}
+	if err := f.Fetch(ctx, c.Info.Index); err != nil {
+		return err
+	}
+	raw, err := a.blobs.ReadAll(ctx, c.Info.Index.Digest, manifest.MaxIndex)
+	if err != nil {
+		return err
+	}
+	ix, err := manifest.ParseIndex(raw)
+	if err != nil {
+		return err
+	}
+	desc, err := ix.Select(a.facts.Target)
+	if err != nil {
+		return err // the update says so too, and reports it
+	}
+	if err := f.Fetch(ctx, desc); err != nil {
+		return err
+	}
+	if raw, err = a.blobs.ReadAll(ctx, desc.Digest, manifest.MaxManifest); err != nil {
+		return err
+	}
+	m, err := manifest.ParseManifest(raw)
+	if err != nil {
+		return err
+	}
+	if err := a.roomFor(m.Layers); err != nil {
+		return err
+	}
+	for _, l := range m.Layers {
+		if err := f.Fetch(ctx, l); err != nil {
+			return err
+		}
+	}
+	a.log.Info("copied from a bundle", "bundle", c.file.Name(), "bytes", f.BytesFetched(), "took", time.Since(begin))
+	return nil
+}
+
+// roomFor refuses a copy that would fill the disk; the update then asks for
+// room in its own way.
+func (a *Agent) roomFor(layers []manifest.Descriptor) error {
+	free, err := a.opts.Host.DiskFree()
+	if err != nil || free < 0 {
+		return nil // unknown: the writes will tell
+	}
+	var need int64
+	for _, l := range layers {
+		if !a.blobs.Has(l.Digest) {
+			need += 2 * l.Size // the blob and its staged copy
+		}
+	}
+	if need+diskLow > free {
+		return fmt.Errorf("the release needs %d MiB, %d MiB are free", need>>20, free>>20)
+	}
+	return nil
+}
+
+// Receipt returns the whole state of this device as a signed report, to be
+// carried to the control plane by hand.
+func (a *Agent) Receipt() (device string, report []byte, err error) {
+	n, err := a.counter.Next()
+	if err != nil {
+		a.noteDisk(err)
+		return "", nil, err
+	}
+	full := a.reported()
+	b, err := wire.Marshal(&wire.Report{ID: a.ids.next(), Held: a.heldState(), Counter: n, Full: full})
+	if err != nil {
+		return "", nil, err
+	}
+	signed, err := trust.Sign(a.signer, wire.AADReport, b)
+	return a.identity.Load().DeviceID, slices.Clone(signed), err
+}
