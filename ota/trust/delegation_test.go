@@ -441,3 +441,25 @@ func TestOddPaths(t *testing.T) {
 		}
 	}
 }
+
+// TestDelegatedBytes: a device does not fill itself with what is delegated.
+func TestDelegatedBytes(t *testing.T) {
+	tr := newTree(t)
+	for _, role := range []string{"a", "b"} {
+		tr.delegate("targets", role, role, false, "*")
+		tr.role(role).Signed.UnrecognizedFields = map[string]any{"pad": strings.Repeat("x", maxDelegated/2)}
+	}
+	tr.list("b", "far", TargetCustom{})
+	tr.publish(nil)
+	c, _ := tr.client()
+	if err := c.Refresh(t.Context(), tr.source, start, "far"); AttackClass(err) != ClassEndless {
+		t.Errorf("%v, want %s", err, ClassEndless)
+	}
+	total := 0
+	for _, b := range c.set.Roles {
+		total += len(b)
+	}
+	if total > maxDelegated {
+		t.Errorf("holds %d bytes", total)
+	}
+}

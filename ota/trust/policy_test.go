@@ -252,6 +252,22 @@ func TestAutoTarget(t *testing.T) {
 			delete(tr.role("targets").Signed.Targets, DirectorTarget)
 			tr.list("auto/meter", DirectorTarget, TargetCustom{Keys: [][]byte{{2}}})
 		}, DirectorTarget, "", nil},
+		// A delegation of persons that is too wide:
+		"director of a wide delegation": {func(tr *tree) {
+			tr.delegate("targets", "team", "team", false, "*", "*/*")
+			delete(tr.role("targets").Signed.Targets, DirectorTarget)
+			tr.list("team", DirectorTarget, TargetCustom{Keys: [][]byte{{2}}})
+		}, DirectorTarget, "", nil},
+		"policy of a wide delegation": {func(tr *tree) {
+			tr.delegate("targets", "team", "team", false, "*", "*/*")
+			delete(tr.role("targets").Signed.Targets, policyOf("meter"))
+			tr.list("team", policyOf("meter"), TargetCustom{Policy: signedPolicy()})
+		}, autoPath, ClassUnauthorised, nil},
+		"looking for a policy of a wide delegation": {func(tr *tree) {
+			tr.delegate("targets", "team", "team", false, "*", "*/*")
+			delete(tr.role("targets").Signed.Targets, policyOf("meter"))
+			tr.list("team", policyOf("meter"), TargetCustom{Policy: signedPolicy()})
+		}, policyOf("meter"), "", nil},
 		"the role of another model": {func(*tree) {}, autoPath, ClassArbitrary, map[string]string{"auto/meter": "door", "auto/door": "door"}},
 		"hands on to a role of its own": {func(tr *tree) {
 			delete(tr.role("auto/meter").Signed.Targets, autoPath)
