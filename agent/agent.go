@@ -157,9 +157,13 @@ type Agent struct {
 	mirrors  *child.Source  // what fetcher takes from
 	ways     []fetch.Named // of chain, by cost
 	overLink *stream.Source
-	budget   *budget.Gate
-	exec     *reconcile.Executor
-	board    *health.Board
+	// httpsWorks: trust metadata came by HTTPS; httpsBrought: the bytes that had
+	// come by it when it was last seen blocked, of the health loop alone.
+	httpsWorks   atomic.Bool
+	httpsBrought int64
+	budget       *budget.Gate
+	exec         *reconcile.Executor
+	board        *health.Board
 
 	ids       ids
 	conn      connection

@@ -38,6 +38,7 @@ func (a *Agent) healthLoop(ctx context.Context) error {
 				a.board.Clear(health.DiskFull)
 			}
 		}
+		a.noteWays()
 		if a.board.Holds(health.DiskFailing) {
 			a.noteDisk(a.state.Change(func(*state.State) {})) // does it still?
 		}

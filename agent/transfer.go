@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/skein-fleet/skein/agent/internal/child"
+	"github.com/skein-fleet/skein/agent/internal/health"
 	"github.com/skein-fleet/skein/agent/internal/stream"
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/fetch"
@@ -76,10 +77,25 @@ func (a *Agent) httpsMetadata(get trust.MetadataSource) trust.MetadataSource {
 			}
 		}
 		b, err := get(ctx, name)
+		a.httpsWorks.Store(err == nil || errors.Is(err, fs.ErrNotExist))
 		if err != nil && ctx.Err() == nil && !errors.Is(err, fs.ErrNotExist) {
 			a.chain.Failed(byHTTPS, err)
 		}
 		return b, err
+	}
+}
+
+// noteWays tells that HTTPS does not get through while the link does, until it
+// is seen to work again. It is for the health loop.
+func (a *Agent) noteWays() {
+	why, brought := a.chain.Avoided()[byHTTPS], a.chain.Bytes()[byHTTPS]
+	up, _ := a.conn.up()
+	switch blocked := a.board.Holds(health.HTTPSBlocked); {
+	case why != nil && up && !blocked && len(a.ways) > 1:
+		a.board.Set(health.HTTPSBlocked, health.Info, "blobs and trust metadata come over the device link; "+why.Error())
+		a.httpsBrought = brought
+	case why == nil && blocked && (brought > a.httpsBrought || a.httpsWorks.Load()):
+		a.board.Clear(health.HTTPSBlocked)
 	}
 }
 

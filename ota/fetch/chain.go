@@ -103,7 +103,8 @@ func (c *Chain) Bytes() map[string]int64 {
 	return maps.Clone(c.bytes)
 }
 
-// Avoided returns why each way that is avoided now is, by name.
+// Avoided returns why each way is avoided now, by name: those that failed or
+// lied, not those that only asked for patience.
 func (c *Chain) Avoided() map[string]error {
 	names := c.list()
 	c.mu.Lock()
@@ -293,8 +294,9 @@ func (c *Chain) judge(ctx context.Context, t candidate, d ota.Digest, n int64, e
 	w.failures++
 	w.last = err
 	until := c.later(failedMin, failedMax, w.failures)
-	if ra, ok := errors.AsType[*RetryAfter](err); ok {
+	if ra, ok := errors.AsType[*RetryAfter](err); ok { // it works, later
 		w.failures--
+		w.last = nil
 		asked := max(0, min(ra.Wait, maxRetryAfter))
 		until = c.now().Add(asked + rand.N(asked/4+time.Millisecond))
 	}

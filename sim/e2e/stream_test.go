@@ -61,6 +61,7 @@ func TestBrokerPortOnly(t *testing.T) {
 			return len(v.GetSources()) == 1 && v.GetSources()[0].GetName() == "mqtt" && v.GetSources()[0].GetBytes() == st.BytesFetched && v.GetBytesFetched() == st.BytesFetched
 		})
 	}
+	until(t, "the control plane to know that HTTPS is blocked", func() bool { return strings.Contains(s.condition(d.id, "https-blocked"), "a firewall is in the way") })
 	if refused.Load() == 0 || lost.Load() == 0 {
 		t.Errorf("%d connections refused, %d messages lost", refused.Load(), lost.Load())
 	}

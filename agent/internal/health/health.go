@@ -39,6 +39,7 @@ const (
 	UpdateHeld          = "update-held"          // an update waits, and why
 	GoldenFailed        = "golden-failed"        // the serving workload answers its golden set wrongly
 	DownloadWaits       = "download-waits"       // the bytes of a release cannot be had at the moment
+	HTTPSBlocked        = "https-blocked"        // blobs and trust metadata come over the device link
 	WaitingForWindow    = "waiting-for-window"   // an update waits for a window of the policy
 	BudgetUsed          = "budget-used"          // a download waits: an allowance of bytes is used up
 	BootChain           = "boot-chain"           // the boot chain could not take an update of the operating system
