@@ -58,6 +58,7 @@ type Server struct {
 
 	// Parts, in the order in which they know each other.
 	blobs   *blobs.Server
+	deltas  *delta.Maker
 	catalog *release.Catalog
 	images  *registry.Registry
 	series  *series.Store
@@ -112,12 +113,12 @@ func (s *Server) wireParts(context.Context) (err error) {
 		return err
 	}
 	blobStore := blob.NewStore(s.blobDir)
-	deltas, err := delta.New(delta.Config{Files: s.blobDir, Blobs: blobStore, Logger: s.logger})
-	if err != nil {
+	blobStore.TrackUse(s.now)
+	if s.deltas, err = delta.New(delta.Config{Files: s.blobDir, Blobs: blobStore, Logger: s.logger}); err != nil {
 		return err
 	}
-	s.blobs = blobs.New(blobs.Options{Files: s.blobDir, Store: blobStore, Adopt: deltas.Adopt, Manifests: manifests{s}, Logger: s.logger})
-	s.catalog, err = release.New(release.Config{Store: s.db, Blobs: blobStore, Repository: s.trust, Deltas: deltas, Targets: s.targets, Logger: s.logger, Now: s.now,
+	s.blobs = blobs.New(blobs.Options{Files: s.blobDir, Store: blobStore, Adopt: s.deltas.Adopt, Manifests: manifests{s}, Logger: s.logger})
+	s.catalog, err = release.New(release.Config{Store: s.db, Blobs: blobStore, Repository: s.trust, Deltas: s.deltas, Targets: s.targets, Logger: s.logger, Now: s.now,
 		Attest: director, Builder: "spiffe://" + s.cfg.Domain + "/skeind", Version: s.cfg.Version, Bundles: s.files})
 	if err != nil {
 		return err

@@ -10,7 +10,7 @@ import (
 )
 
 func (a *app) artifactCmd() *cobra.Command {
-	return group("artifact", "how the files of releases travel", "  skein artifact explain meter@2 --device cam-001", a.artifactExplainCmd())
+	return group("artifact", "how the files of releases travel, and which are kept", "  skein artifact explain meter@2 --device cam-001", a.artifactExplainCmd(), a.artifactGCCmd())
 }
 
 func (a *app) artifactExplainCmd() *cobra.Command {

@@ -29,12 +29,16 @@ func (a *app) rolloutCmd() *cobra.Command {
 }
 
 // specFlags are the ways to say what to roll out.
-type specFlags struct{ release, selector, file string }
+type specFlags struct {
+	release, selector, file string
+	now                     bool
+}
 
 func (s *specFlags) register(a *app, c *cobra.Command) {
 	c.Flags().StringVar(&s.release, "release", "", "release, NAME@VERSION or digest")
 	c.Flags().StringVarP(&s.selector, "selector", "l", "", "only these devices; default is all that can run it")
 	c.Flags().StringVarP(&s.file, "file", "f", "", "spec file, YAML or JSON (ota/rollout/SPEC.md); - reads standard input")
+	c.Flags().BoolVar(&s.now, "now", false, "devices wait for no window and no allowance of their policy")
 	complete(c, "file", cobra.FixedCompletions([]string{"yaml", "yml", "json"}, cobra.ShellCompDirectiveFilterFileExt))
 	noFiles(c, "selector")
 	a.offerFlag(c, "release", a.releaseNames)
@@ -62,6 +66,17 @@ func (s *specFlags) spec(stdin io.Reader) (*structpb.Struct, error) {
 			return nil, usageError{fmt.Errorf("--selector: %w", err)}
 		}
 		doc["selector"] = sel
+	}
+	if s.now {
+		schedule, ok := doc["schedule"].(map[string]any)
+		if doc["schedule"] != nil && !ok {
+			return nil, usageError{fmt.Errorf("read spec %s: schedule is no object", s.file)}
+		}
+		if schedule == nil {
+			schedule = map[string]any{}
+		}
+		schedule["now"] = true
+		doc["schedule"] = schedule
 	}
 	if doc["release"] == nil {
 		return nil, usageError{errors.New("no release: give --release, or a spec file that names one")}

@@ -19,6 +19,7 @@ import (
 // AppDeps is what the services above the fleet need.
 type AppDeps struct {
 	Store     *store.DB
+	Collect   Collector
 	Catalog   *release.Catalog
 	Conductor *conductor.Conductor
 	Fleet     *fleet.Fleet
@@ -33,6 +34,7 @@ type AppDeps struct {
 func MountApps(mux *http.ServeMux, d AppDeps) {
 	opts := Options(d.Guard, d.Logger)
 	mux.Handle(artifactv1connect.NewModelServiceHandler(&modelService{d}, opts...))
+	mux.Handle(artifactv1connect.NewStorageServiceHandler(&storageService{d}, opts...))
 	mux.Handle(releasev1connect.NewReleaseServiceHandler(&releaseService{d}, opts...))
 	mux.Handle(trustv1connect.NewTrustServiceHandler(&trustService{d}, opts...))
 	mux.Handle(rolloutv1connect.NewRolloutServiceHandler(&rolloutService{d}, opts...))

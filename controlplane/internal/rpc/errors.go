@@ -8,6 +8,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/skein-fleet/skein/controlplane/internal/auth"
+	"github.com/skein-fleet/skein/controlplane/internal/blobs"
 	"github.com/skein-fleet/skein/controlplane/internal/conductor"
 	"github.com/skein-fleet/skein/controlplane/internal/enroll"
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
@@ -64,6 +65,7 @@ func codes() []struct {
 		{trust.ErrFull, connect.CodeFailedPrecondition},
 
 		{policy.ErrInvalid, connect.CodeInvalidArgument},
+		{blobs.ErrGrace, connect.CodeInvalidArgument},
 
 		{conductor.ErrUnknown, connect.CodeNotFound},
 		{conductor.ErrAmbiguous, connect.CodeInvalidArgument},
