@@ -153,8 +153,8 @@ type Agent struct {
 	trust    *trust.Client
 	blobs    *blob.Store
 	fetcher  *fetch.Fetcher
-	chain    *fetch.Chain
-	mirrors  *child.Source  // what fetcher takes from
+	chain    *fetch.Chain // what fetcher takes from
+	mirrors  *child.Source
 	ways     []fetch.Named // of chain, by cost
 	overLink *stream.Source
 	// httpsWorks: trust metadata came by HTTPS; httpsBrought: the bytes that had
