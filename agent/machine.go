@@ -159,11 +159,31 @@ func (a *Agent) bootLoop(ctx context.Context) error {
 	if a.opts.Boot == nil {
 		return nil
 	}
+	a.lookAtBoot(ctx)
+	for !a.inOrder(ctx) {
+		if !pause(ctx, trialEvery) {
+			return nil
+		}
+	}
+	a.confirmBoot(ctx)
 	for {
 		a.lookAtBoot(ctx)
 		if !pause(ctx, bootEvery) {
 			return nil
 		}
+	}
+}
+
+// confirmBoot says that the running system works, unless it is on trial: each
+// start that nobody confirms costs the slot one of three tries, and one without
+// any is given up by the firmware for good.
+func (a *Agent) confirmBoot(ctx context.Context) {
+	inv := a.boots.get()
+	if u := a.state.Get().Update; inv == nil || !inv.MarksGood || u != nil && u.OS != nil || inv.Rootfs.Active != inv.Rootfs.Current {
+		return
+	}
+	if err := a.opts.Boot.MarkGood(ctx); err != nil && ctx.Err() == nil {
+		a.log.Warn("confirm this start of the machine", "error", err)
 	}
 }
 

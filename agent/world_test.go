@@ -127,6 +127,7 @@ type model struct {
 	Fault     string  `json:"fault,omitempty"` // incompatible, capacity, crash
 	CrashPast int     `json:"crash_past,omitempty"`
 	Pad       []byte  `json:"pad,omitempty"`
+	L4T       string  `json:"l4t,omitempty"` // the only one that it loads on
 }
 
 func golden(bias float32) manifest.Golden {
@@ -156,6 +157,9 @@ type releaseOptions struct {
 	name    string                // "meter" when empty
 	extra   []manifest.Descriptor // stored files beside the model
 	savings map[ota.Digest]manifest.Savings
+	// machine are layers by target; further are targets with engines of their own.
+	machine map[string][]manifest.Descriptor
+	further map[string]model
 	auto    bool // listed by the auto role of meter, with no hand
 }
 
@@ -191,7 +195,21 @@ func (w *world) release(version string, m model, o releaseOptions) wire.ReleaseR
 		w.t.Fatal(err)
 	}
 	b := manifest.Build{Release: manifest.Release{Name: cmp.Or(o.name, "meter"), Version: version, Counter: o.counter, Model: "meter", ModelVersion: int64(o.counter), Soak: o.soak, Parameters: o.params},
-		Targets: []ota.Target{target}, ONNX: weights, Golden: g, Extra: o.extra, Savings: o.savings}
+		Targets: []ota.Target{target}, ONNX: weights, Golden: g, Extra: o.extra, Savings: o.savings, Machine: o.machine, Engines: map[string]manifest.Descriptor{}}
+	for text, m := range o.further {
+		engine, err := json.Marshal(m)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if b.Engines[text], err = put(ctx, manifest.MediaWeights, engine); err != nil {
+			w.t.Fatal(err)
+		}
+		t, err := ota.ParseTarget(text)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		b.Targets = append(b.Targets, t)
+	}
 	ix, index, manifests, err := b.Write(ctx, put)
 	if err != nil {
 		w.t.Fatal(err)
@@ -377,7 +395,8 @@ func (b *board) DiskFree() (int64, error) {
 // fakeRuntime runs models in memory, reading them through Files as staged.
 type fakeRuntime struct {
 	files slot.Files
-	room  int // workloads that fit, 0 for any number
+	room  int    // workloads that fit, 0 for any number
+	l4t   string // of the machine
 
 	mu      sync.Mutex // guards what follows
 	loaded  map[string]*loadedModel
@@ -427,6 +446,9 @@ func (r *fakeRuntime) Load(ctx context.Context, w runtime.Workload) error {
 	var m model
 	if err := json.Unmarshal(raw, &m); err != nil {
 		return fmt.Errorf("%w: %w", runtime.ErrIncompatible, err)
+	}
+	if m.L4T != "" && m.L4T != r.l4t {
+		return fmt.Errorf("%w: engine made for L4T %s, here is %s", runtime.ErrIncompatible, m.L4T, r.l4t)
 	}
 	if m.Fault == "incompatible" {
 		return fmt.Errorf("%w: operator Foo", runtime.ErrIncompatible)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/skein-fleet/skein/agent/internal/selfupdate"
 	"github.com/skein-fleet/skein/agent/internal/state"
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/blob"
@@ -34,7 +35,7 @@ func AttackOf(err error) string {
 		class string
 	}{
 		{ErrTampered, trust.ClassTampered}, {ErrOther, trust.ClassWrongSoftware},
-		{manifest.ErrNoTarget, trust.ClassWrongHardware}, {manifest.ErrName, trust.ClassPath}, {manifest.ErrTwice, trust.ClassTwice},
+		{manifest.ErrNoTarget, trust.ClassWrongHardware}, {selfupdate.ErrWrongBinary, trust.ClassWrongHardware}, {manifest.ErrName, trust.ClassPath}, {manifest.ErrTwice, trust.ClassTwice},
 		{manifest.ErrMalformed, trust.ClassMalformed},
 		{chunk.ErrExpands, trust.ClassBomb}, {chunk.ErrBase, trust.ClassWrongBase}, {chunk.ErrPatch, trust.ClassBadPatch}, {chunk.ErrIndex, trust.ClassBadIndex},
 		{blob.ErrTooLong, trust.ClassEndless}, {blob.ErrDigestMismatch, trust.ClassWrongHash}, {slot.ErrBadName, trust.ClassPath},

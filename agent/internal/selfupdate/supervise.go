@@ -93,7 +93,10 @@ func (v *Supervisor) once(ctx context.Context, slots *Slots) (again bool, err er
 	if err := slots.reload(); err != nil {
 		return false, err
 	}
-	name, err := v.choose(ctx, slots)
+	name, err := slots.Choose(ctx, time.Now())
+	if note := slots.Record().Note; note != "" {
+		v.Logger.Warn("another agent than the active one may run", "note", note)
+	}
 	if err != nil {
 		v.Logger.Error("the agent's slots", "error", err)
 		name = Factory // it serves what is committed
@@ -102,7 +105,7 @@ func (v *Supervisor) once(ctx context.Context, slots *Slots) (again bool, err er
 	c, err := v.start(ctx, name)
 	if err != nil {
 		if trial {
-			return true, v.note(slots, err.Error())
+			return true, slots.Ended(err.Error())
 		}
 		return false, fmt.Errorf("start the agent of slot %s: %w", name, err)
 	}
@@ -112,85 +115,17 @@ func (v *Supervisor) once(ctx context.Context, slots *Slots) (again bool, err er
 		return false, nil
 	}
 	if late {
-		return true, v.giveUp(slots, fmt.Sprintf("the new agent did not check in within %s", v.Deadline))
+		cause := fmt.Sprintf("the new agent did not check in within %s", v.Deadline)
+		v.Logger.Warn("the new agent is given up", "cause", cause)
+		return true, slots.GiveUp(cause, time.Now())
 	}
 	again = c.code() == ExitHandover
 	v.Logger.Info("agent ended", "slot", name, "status", c.code(), "again", again)
 	if trial && !again {
-		return false, v.note(slots, c.cause())
+		v.Logger.Warn("the new agent ended", "cause", c.cause())
+		return false, slots.Ended(c.cause())
 	}
 	return again, nil
-}
-
-// choose returns the slot to start: of a trial, whose try is written down
-// first, or the active one when its binary is whole, else what was before.
-func (v *Supervisor) choose(ctx context.Context, slots *Slots) (string, error) {
-	r := slots.Record()
-	if t := r.Trial; t != nil {
-		switch err := slots.holds(ctx, t.Slot, r.Slots[t.Slot].Digest); {
-		case err != nil:
-			if err := slots.fail(fmt.Sprintf("the new agent in slot %s is damaged: %v", t.Slot, err), time.Now()); err != nil {
-				return "", err
-			}
-		case t.TriesLeft <= 0:
-			cause := fmt.Sprintf("the new agent ended %d times before its release was final", Tries)
-			if t.Cause != "" {
-				cause += "; the last time: " + t.Cause
-			}
-			if err := slots.fail(cause, time.Now()); err != nil {
-				return "", err
-			}
-		default:
-			err := slots.change(func(r *Record) {
-				next := *t
-				next.TriesLeft--
-				next.CheckedIn = false
-				r.Trial = &next
-			})
-			// A try that cannot be counted is none.
-			return t.Slot, err
-		}
-		r = slots.Record()
-	}
-	for _, name := range []string{r.Active, r.Previous} {
-		if name == "" || name == Factory {
-			continue
-		}
-		err := slots.holds(ctx, name, r.Slots[name].Digest)
-		if err == nil {
-			return name, nil
-		}
-		note := fmt.Sprintf("the agent in slot %s is damaged: %v", name, err)
-		v.Logger.Error(note)
-		if r.Note != note {
-			_ = slots.change(func(r *Record) { r.Note = note }) // for people; what runs does not depend on it
-		}
-		if name == r.Previous {
-			break
-		}
-	}
-	return Factory, nil
-}
-
-// note keeps how a try ended.
-func (v *Supervisor) note(slots *Slots, cause string) error {
-	if err := slots.reload(); err != nil || slots.Record().Trial == nil {
-		return err
-	}
-	v.Logger.Warn("the new agent ended", "cause", cause, "tries_left", slots.Record().Trial.TriesLeft)
-	return slots.change(func(r *Record) {
-		next := *r.Trial
-		next.Cause = cause
-		r.Trial = &next
-	})
-}
-
-func (v *Supervisor) giveUp(slots *Slots, cause string) error {
-	if err := slots.reload(); err != nil || slots.Record().Trial == nil {
-		return err
-	}
-	v.Logger.Warn("the new agent is given up", "cause", cause)
-	return slots.fail(cause, time.Now())
 }
 
 // watch waits until the agent has ended. One on trial that does not check in

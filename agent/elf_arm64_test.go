@@ -1,0 +1,3 @@
+package agent
+
+const elfMachine = 183 // EM_AARCH64
