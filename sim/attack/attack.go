@@ -56,8 +56,10 @@ type Attack struct {
 	strike   func(context.Context, *scene) error
 	lift     func(context.Context, *scene) error // nil: the attacker just goes
 	mayAlter []string                            // files that the attack may change by right: what a stolen key has signed
-	named    func(context.Context, *scene) (bool, error)
-	jitter   func(*scene) error
+	// named looks for Class elsewhere than in events, and where says where.
+	named  func(context.Context, *scene) (bool, error)
+	where  string
+	jitter func(*scene) error
 }
 
 // place says which control plane an attack needs.

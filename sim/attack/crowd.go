@@ -17,19 +17,23 @@ import (
 	"github.com/skein-fleet/skein/ota/slot"
 )
 
-// A crowd of fetchers, each the agent's own code, asks a repository that is
-// down at first and can then serve only so many at once. Times are a hundredth
-// of the agent's.
-const (
-	crowdSize  = 500
-	crowdDown  = 1500 * time.Millisecond
-	crowdMost  = 1200 * time.Millisecond // longest pause
-	crowdSlice = 100 * time.Millisecond
-	crowdRoom  = 120 // answers in a slice
-)
+// crowd is many fetchers, each the agent's own code, that ask a repository which
+// is down at first and can then serve only so many at once.
+type crowd struct {
+	size  int
+	down  time.Duration
+	base  time.Duration // first pause
+	most  time.Duration // longest pause
+	slice time.Duration // in which requests are counted
+	room  int           // answers in a slice
+}
+
+// quick is a crowd whose times are a hundredth of the agent's.
+var quick = crowd{size: 500, down: 1500 * time.Millisecond, base: 10 * time.Millisecond, most: 1200 * time.Millisecond, slice: 100 * time.Millisecond, room: 120}
 
 // counter is the repository.
 type counter struct {
+	crowd
 	content []byte
 	opens   time.Time
 
@@ -41,9 +45,9 @@ type counter struct {
 func (c *counter) RoundTrip(r *http.Request) (*http.Response, error) {
 	now := time.Now()
 	c.mu.Lock()
-	at := int64(now.Sub(c.opens) / crowdSlice)
+	at := int64(now.Sub(c.opens) / c.slice)
 	c.slices[at]++
-	over := c.slices[at] > crowdRoom
+	over := c.slices[at] > c.room
 	c.mu.Unlock()
 	switch {
 	case now.Before(c.opens):
@@ -54,21 +58,21 @@ func (c *counter) RoundTrip(r *http.Request) (*http.Response, error) {
 	return serve(r, c.content), nil
 }
 
-// crowd measures that requests of many are spread, and that all are served
-// soon after the repository is back.
-func crowd() error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+// measure tells whether the requests of many are spread, and whether all are
+// served soon after the repository is back.
+func (c crowd) measure(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, c.down+20*c.most)
 	defer cancel()
-	content := bytes.Repeat([]byte("skein"), 200)
-	repo := &counter{content: content, opens: time.Now().Add(crowdDown), slices: map[int64]int{}}
+	content := []byte("skein")
+	repo := &counter{crowd: c, content: content, opens: time.Now().Add(c.down), slices: map[int64]int{}}
 	desc := manifest.Descriptor{MediaType: manifest.MediaWeights, Digest: ota.DigestOf(content), Size: int64(len(content))}
 	client := &http.Client{Transport: repo}
-	errs := make([]error, crowdSize)
+	errs := make([]error, c.size)
 	var wg sync.WaitGroup
-	for i := range crowdSize {
+	for i := range c.size {
 		wg.Go(func() {
 			f := &fetch.Fetcher{Store: blob.NewStore(slot.NewMem()), Source: fetch.HTTP(client, "http://repository"),
-				Attempts: 1000, BaseWait: 10 * time.Millisecond, MaxWait: crowdMost}
+				Attempts: 1000, BaseWait: c.base, MaxWait: c.most}
 			errs[i] = f.Fetch(ctx, desc)
 		})
 	}
@@ -83,7 +87,7 @@ func crowd() error {
 // judge looks at the slices after the first wave: everybody's first request
 // comes at once, and so may the second.
 func (c *counter) judge(took time.Duration) error {
-	if most := 4 * crowdMost; took > most {
+	if most := 4 * c.most; took > most {
 		return fmt.Errorf("the crowd was served %s after the repository came back, want at most %s", took, most)
 	}
 	peak := 0
@@ -92,8 +96,8 @@ func (c *counter) judge(took time.Duration) error {
 			peak = max(peak, n)
 		}
 	}
-	if most := crowdSize / 2; peak > most {
-		return fmt.Errorf("%d of %d asked within %s of each other after the outage, want at most %d: %v", peak, crowdSize, crowdSlice, most, c.histogram())
+	if most := c.size / 2; peak > most {
+		return fmt.Errorf("%d of %d asked within %s of each other after the outage, want at most %d: %v", peak, c.size, c.slice, most, c.histogram())
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ func table() string {
 		case a.Denial:
 			named = "condition `" + a.Class + "`"
 		case a.named != nil:
-			named = "failure of the update: " + a.Class
+			named = a.where + ": `" + a.Class + "`"
 		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", a.Name, a.Row, a.Refuser, named)
 	}

@@ -25,6 +25,7 @@ import (
 // the agent remembers that part which says what it runs.
 type snapshot struct {
 	files map[string]string // from the folder above the state folder
+	bytes int64             // of all of them
 	state installed
 	set   []byte       // what of the metadata is trusted
 	time  time.Time    // that is trusted
@@ -65,7 +66,8 @@ func (d *device) take() (*snapshot, error) {
 			s.files[rel] = e.Type().String()
 			return nil
 		}
-		sum, err := fileSum(p)
+		sum, n, err := fileSum(p)
+		s.bytes += n
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -105,17 +107,17 @@ func (d *device) take() (*snapshot, error) {
 	return s, json.Unmarshal(raw, &trusted)
 }
 
-func fileSum(path string) (string, error) {
+func fileSum(path string) (sum string, size int64, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	defer f.Close()
 	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", err
+	if size, err = io.Copy(h, f); err != nil {
+		return "", size, err
 	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	return hex.EncodeToString(h.Sum(nil)), size, nil
 }
 
 const (
@@ -129,6 +131,10 @@ const (
 // grows are the folders in which an update that fails may leave something that
 // counts for nothing: whole blobs under their own sum, partial ones, the journal.
 var grows = []string{"state/blobs/", "state/partial/", "state/journal/", "state/state/"}
+
+// mostLeft is how much a failed update may leave: its blobs, which count for
+// nothing, and the agent's own notes.
+const mostLeft = 2*padding + 1<<20
 
 // changed says what differs from the snapshot that may not, or nil.
 func (s *snapshot) changed(now *snapshot, mayAlter []string, latest time.Time) error {
@@ -153,6 +159,9 @@ func (s *snapshot) changed(now *snapshot, mayAlter []string, latest time.Time) e
 		if _, old := s.files[name]; !old && !under(name, grows) && !under(name, mayAlter) {
 			bad("%s is new", name)
 		}
+	}
+	if n := now.bytes - s.bytes; n > mostLeft {
+		bad("%d bytes more are on the disk", n)
 	}
 	if a, b := marshal(s.state.Current), marshal(now.state.Current); a != b {
 		bad("the committed release is %s, was %s", b, a)

@@ -5,6 +5,10 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/skein-fleet/skein/ota"
@@ -95,46 +99,108 @@ func (f *forgery) putAuto(set map[string][]byte, path string, content []byte, co
 	return f.publish()
 }
 
+// takeover is a release in the auto role, and the metadata that lists it.
+type takeover struct {
+	*fake
+	index []byte
+	files map[string][]byte
+}
+
 // takesOver is a strike with all that a control plane and its signer know: the
 // director's key, the blobs, the metadata folder, and the keys of snapshot,
 // timestamp and the auto role. Targets and root keys are with persons.
 func takesOver(change func(f *fake) error, more func(m *metaFile)) func(context.Context, *scene) error {
 	return func(_ context.Context, s *scene) error {
-		f, err := newFake(s)
+		t, err := newTakeover(s, change, more)
 		if err != nil {
-			return err
-		}
-		f.path = "releases/" + product + "/" + autoVersion
-		field(f.index, "annotations")[manifest.AnnVersion] = autoVersion
-		if err := change(f); err != nil {
-			return err
-		}
-		index, err := f.seal()
-		if err != nil {
-			return err
-		}
-		d := f.put(index)
-		set, err := s.w.metadata()
-		if err != nil {
-			return err
-		}
-		forged, err := s.thief.forgeOn(set)
-		if err != nil {
-			return err
-		}
-		if err := forged.putAuto(set, f.path, index, f.counter, more); err != nil {
 			return err
 		}
 		s.onlyHTTPS()
-		s.d.man.setAnswer(both(files(forged.files), blobs(f.blobs)))
-		by, err := s.thief.director()
+		s.d.man.setAnswer(both(files(t.files), blobs(t.blobs)))
+		return t.order(int64(len(t.index)))
+	}
+}
+
+// newTakeover makes a changed release and lists it.
+func newTakeover(s *scene, change func(f *fake) error, more func(m *metaFile)) (*takeover, error) {
+	f, err := newFake(s)
+	if err != nil {
+		return nil, err
+	}
+	f.path = "releases/" + product + "/" + autoVersion
+	field(f.index, "annotations")[manifest.AnnVersion] = autoVersion
+	if err := change(f); err != nil {
+		return nil, err
+	}
+	index, err := f.seal()
+	if err != nil {
+		return nil, err
+	}
+	f.put(index)
+	set, err := s.w.metadata()
+	if err != nil {
+		return nil, err
+	}
+	forged, err := s.thief.forgeOn(set)
+	if err != nil {
+		return nil, err
+	}
+	return &takeover{fake: f, index: index, files: forged.files}, forged.putAuto(set, f.path, index, f.counter, more)
+}
+
+// order makes the director name the release, with a length.
+func (t *takeover) order(length int64) error {
+	by, err := t.s.thief.director()
+	if err != nil {
+		return err
+	}
+	return t.s.order(by, t.s.desired(bait, func(w *wire.Desired) {
+		w.Release = &wire.ReleaseRef{Target: t.path, Digest: ota.DigestOf(t.index).Sum(), Length: length, Counter: t.counter}
+	}))
+}
+
+// confuse lets the device learn a delegated role, lets persons take the
+// delegation back, and then names what the role listed.
+func confuse(ctx context.Context, s *scene) error {
+	t, err := newTakeover(s, func(*fake) error { return nil }, nil)
+	if err != nil {
+		return err
+	}
+	s.onlyHTTPS()
+	s.d.man.setAnswer(both(files(t.files), blobs(t.blobs)))
+	if err := t.order(1); err != nil { // refused, since the length is another; the role is held from then on
+		return err
+	}
+	err = s.until(ctx, func() (bool, error) {
+		classes, _, err := s.classes(ctx)
+		return slices.Contains(classes, trust.ClassDisagreement), err
+	})
+	if err != nil {
+		return fmt.Errorf("the device did not learn the role: %w", err)
+	}
+	if held, err := os.ReadFile(filepath.Join(s.d.dir, trustedSet)); err != nil || !strings.Contains(string(held), trust.AutoRole(product)) {
+		return fmt.Errorf("the device does not hold the role: %w", err)
+	}
+	if err := errors.Join(s.w.rotate(ctx, "snapshot", "timestamp"), s.w.away(ctx, func() error {
+		repo, err := trust.OpenRepo(s.w.trustDir())
 		if err != nil {
 			return err
 		}
-		return s.order(by, s.desired(bait, func(w *wire.Desired) {
-			w.Release = &wire.ReleaseRef{Target: f.path, Digest: d.Sum(), Length: int64(len(index)), Counter: f.counter}
-		}))
+		return repo.Undelegate(ctx, product, s.w.now())
+	})); err != nil {
+		return err
 	}
+	if err := s.forget(ctx); err != nil {
+		return err
+	}
+	role := map[string][]byte{} // alone is still shown
+	for name, raw := range t.files {
+		if strings.Contains(name, "auto") {
+			role[name] = raw
+		}
+	}
+	s.d.man.setAnswer(both(files(role), blobs(t.blobs)))
+	return t.order(int64(len(t.index)))
 }
 
 // autoAttacks are those of somebody who took the control plane and the online
@@ -151,8 +217,11 @@ func autoAttacks() []Attack {
 		return Attack{Name: name, Row: "control plane taken over", Class: class, Refuser: refuser + "; director, snapshot, timestamp and auto keys are stolen",
 			strike: strike, place: autoPlace, mayAlter: stolen, lift: takeBack}
 	}
+	confusion := row("delegation-confusion", trust.ClassDisagreement, "a role that is held counts under the delegation of today", confuse)
+	confusion.Row, confusion.lift = "delegation confusion", func(ctx context.Context, s *scene) error { return s.w.rotate(ctx, "director") }
 	const policy = "the policy that persons signed names weights and golden sets, nothing else"
 	return []Attack{
+		confusion,
 		row("auto-key-agent", trust.ClassUnauthorised, policy, takesOver(adds("application/vnd.skein.agent.v1", "skein-agent"), nil)),
 		row("auto-key-container", trust.ClassUnauthorised, policy, takesOver(adds("application/vnd.oci.image.layer.v1.tar+gzip", "layer.tar.gz"), nil)),
 		row("auto-key-script-as-weights", trust.ClassUnauthorised, policy, takesOver(adds(manifest.MediaWeights, "run.sh"), nil)),

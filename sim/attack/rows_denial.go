@@ -44,7 +44,7 @@ func denialAttacks() []Attack {
 		{Name: "overload-429", Row: "DoS on repository", Class: "download-waits", Refuser: "full jitter over what Retry-After asks for, at most 10 minutes of it", Denial: true,
 			strike: overload(http.StatusTooManyRequests, "0", "/v2/"),
 			jitter: func(s *scene) error {
-				return errors.Join(spread(s.d.man.requests("/v2/", s.begun), 5, 20, 8*time.Second), crowd())
+				return errors.Join(spread(s.d.man.requests("/v2/", s.begun), 5, 20, 8*time.Second), quick.measure(context.Background()))
 			}},
 		{Name: "flood-of-refused", Row: "DoS on repository", Class: "trust-refused", Refuser: "unknown keys are asked for once a minute, refusals told 20 times a minute", Denial: true,
 			strike: flood, jitter: floodBounded},

@@ -42,7 +42,7 @@ func diskAttacks() []Attack {
 		{Name: "symlink-out", Row: "path traversal", Class: trust.ClassPath, Refuser: "no name and no link leads out of the state folder",
 			strike: symlinkOut, mayAlter: []string{"state/partial"},
 			lift: func(_ context.Context, s *scene) error { return os.Remove(filepath.Join(s.d.state(), "partial")) }},
-		{Name: "interrupted-write", Row: "interrupted write", Class: "interrupted", Refuser: "each step is in the journal before it runs; three ends past the load undo the update",
+		{Name: "interrupted-write", Row: "interrupted write", Class: "the agent ended 3 times", where: "the failure of the update", Refuser: "each step is in the journal before it runs; three ends past the load undo the update",
 			device: func(o *deviceOptions) { o.hook = killer }, strike: interrupted, named: afterThree},
 	}
 }
@@ -191,7 +191,7 @@ func interrupted(ctx context.Context, s *scene) error {
 // afterThree is the cause that the control plane knows.
 func afterThree(ctx context.Context, s *scene) (bool, error) {
 	v, err := s.w.device(ctx, s.d.id)
-	return err == nil && strings.Contains(v.GetFailure(), "the agent ended 3 times"), err
+	return err == nil && strings.Contains(v.GetFailure(), s.a.Class), err
 }
 
 // trap is what an attack on the disk keeps in the device.

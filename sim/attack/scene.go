@@ -61,15 +61,17 @@ func (s *scene) prepare(ctx context.Context) (err error) {
 	if s.thief, err = newThief(s.w, s.suite.next()); err != nil {
 		return fmt.Errorf("steal keys: %w", err)
 	}
+	s.begun = time.Now()
+	return s.forget(ctx)
+}
+
+// forget makes the events that are known now those from before.
+func (s *scene) forget(ctx context.Context) error {
 	events, err := s.w.events(ctx, s.d.id)
-	if err != nil {
-		return err
-	}
 	for _, e := range events {
 		s.known[eventKey(e)] = true
 	}
-	s.begun = time.Now()
-	return nil
+	return err
 }
 
 func (s *scene) close() error {

@@ -119,8 +119,13 @@ func (a *app) attack(ctx context.Context, only []string, parallel int) (err erro
 		_, err := fmt.Fprintf(w, "%d attacks, %d short\n", len(results), len(short))
 		return err
 	})
-	if err == nil && len(short) > 0 {
-		err = expectationError{fmt.Errorf("short: %s", strings.Join(short, ", "))}
+	return errors.Join(err, shortError(short))
+}
+
+// shortError is nil when no attack was short.
+func shortError(short []string) error {
+	if len(short) == 0 {
+		return nil
 	}
-	return err
+	return expectationError{fmt.Errorf("short: %s", strings.Join(short, ", "))}
 }
