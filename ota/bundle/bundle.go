@@ -307,6 +307,12 @@ func (b *Bundle) Size(d ota.Digest) (int64, bool) {
 	return s.size, ok
 }
 
+// At returns a blob to read from, and whether it is here.
+func (b *Bundle) At(d ota.Digest) (*io.SectionReader, bool) {
+	s, ok := b.files[blobName(d)]
+	return io.NewSectionReader(b.r, s.at, s.size), ok
+}
+
 // Small returns a whole small blob, hashed.
 func (b *Bundle) Small(d ota.Digest, limit int64) ([]byte, error) {
 	raw, err := b.read(blobName(d), limit)

@@ -13,7 +13,8 @@ import (
 )
 
 func (a *app) releaseCmd() *cobra.Command {
-	return group("release", "signed, immutable releases", "  skein release create meter --model meter@1", a.releaseCreateCmd(), a.releaseListCmd(), a.releaseShowCmd())
+	return group("release", "signed, immutable releases", "  skein release create meter --model meter@1", a.releaseCreateCmd(), a.releaseListCmd(), a.releaseShowCmd(),
+		a.releaseAttestationsCmd(), a.releaseVerifyCmd(), a.releaseExportCmd(), a.releaseImportCmd(), a.releaseReceiptsCmd(), a.releasePublisherCmd())
 }
 
 // declaration reads KEY:TYPE[=DEFAULT][!].
@@ -142,9 +143,16 @@ func (a *app) releaseShowCmd() *cobra.Command {
 				_, err := a.env.stdout.Write(r.GetIndex())
 				return err
 			}
+			attached, err := a.attached(cmd.Context(), r.GetRelease())
+			if err != nil {
+				return err
+			}
 			return a.emit(r, func(w io.Writer) {
 				releaseDetails(w, r.GetRelease())
 				layerLines(w, r)
+				for _, x := range attached {
+					row(w, "attested", kindOf(x)+"  "+short(x.GetDocumentDigest())+"  "+sizeText(x.GetBytes()))
+				}
 			})
 		},
 	}

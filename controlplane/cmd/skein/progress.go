@@ -54,6 +54,14 @@ func (r *progressReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// at notes how far a transfer is, and how much of that was there before.
+func (p *progress) at(done, before int64) {
+	p.mu.Lock()
+	p.begun, p.first = true, before
+	p.mu.Unlock()
+	p.draw(done, time.Now())
+}
+
 func (p *progress) draw(at int64, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

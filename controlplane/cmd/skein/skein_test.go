@@ -35,6 +35,7 @@ func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"skein": main
 //
 //	serve [again]             start the control plane, again where it was, log in by environment
 //	unserve                   stop it
+//	site DIR                  from now on be a control plane of another site
 //	trust DIR                 give it the trust of a folder before its first start
 //	code N skein ARG...       run the program and want exit code N
 //	json PATH VALUE           want a value in the JSON on standard output
@@ -61,7 +62,7 @@ func TestScripts(t *testing.T) {
 		Deadline: time.Now().Add(5 * time.Minute),
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve": serve, "unserve": unserve, "code": exitCode, "json": wantJSON, "capture": capture, "devices": addDevices, "enrol": enrol,
-			"trust": placeTrust, "report": report, "event": event, "model": writeModel, "envfile": envFile, "await": await, "flaky": flaky, "heal": heal, "stranger": startStranger,
+			"site": moveSite, "trust": placeTrust, "report": report, "event": event, "model": writeModel, "envfile": envFile, "await": await, "flaky": flaky, "heal": heal, "stranger": startStranger,
 			"fetcher": buildFetcher, "web": serveFolder,
 		},
 	})
@@ -114,6 +115,10 @@ func serve(ts *testscript.TestScript, _ bool, args []string) {
 	})
 	ts.Setenv("SKEIN_SERVER", "http://"+s.Addrs().HTTP.String())
 	ts.Setenv("SKEIN_TOKEN", s.AdminToken())
+}
+
+func moveSite(ts *testscript.TestScript, _ bool, args []string) {
+	worldOf(ts).dir = ts.MkAbs(args[0])
 }
 
 func placeTrust(ts *testscript.TestScript, _ bool, args []string) {
