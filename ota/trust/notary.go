@@ -168,6 +168,9 @@ func (n *Notary) Roots(_ context.Context, roots [][]byte) error {
 		if len(b) > maxRoot {
 			return n.refuse("root of %d bytes, at most %d", len(b), maxRoot)
 		}
+		if err := once(b); err != nil {
+			return n.refuse("root after %d: %w", tm.Root.Signed.Version, err)
+		}
 		if err := guard(func() error { _, err := tm.UpdateRoot(b); return err }); err != nil {
 			return n.refuse("root after %d: %w", tm.Root.Signed.Version, err)
 		}
@@ -219,6 +222,9 @@ func (n *Notary) checkTargets(b []byte) (*metadata.Metadata[metadata.TargetsType
 	}
 	var m *metadata.Metadata[metadata.TargetsType]
 	err := guard(func() (err error) {
+		if err := once(b); err != nil {
+			return err
+		}
 		if m, err = metadata.Targets().FromBytes(b); err != nil {
 			return err
 		}

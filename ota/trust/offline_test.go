@@ -381,6 +381,7 @@ func TestPropose(t *testing.T) {
 		"key as another": bad(func(m *metadata.Metadata[metadata.RootType]) { m.Signed.Keys[aliceID] = mallory }),
 		"key missing":    bad(func(m *metadata.Metadata[metadata.RootType]) { delete(m.Signed.Keys, aliceID) }),
 		"not json":       []byte("{"),
+		"a key twice":    []byte(strings.Replace(string(evil.Status().Drafts[0].Metadata), `"version":`, `"version":2,"version":`, 1)),
 		"targets":        evil.Status().Drafts[0].Metadata[:10],
 	} {
 		if err := w.repo.Propose(t.Context(), "root", doc, "", w.now); !errors.Is(err, ErrBadDraft) {

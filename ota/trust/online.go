@@ -11,6 +11,9 @@ import (
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 )
 
+// ErrSigner is returned when the holder of the online keys does not answer.
+var ErrSigner = errors.New("skein-signer does not answer")
+
 // Online is the holder of the keys of snapshot, timestamp and auto roles, a
 // process of its own in production. It checks what it signs.
 type Online interface {

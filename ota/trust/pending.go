@@ -498,6 +498,9 @@ func (r *Repo) propose(role string, doc []byte, base ota.Digest, now time.Time) 
 	if have != base {
 		return ErrDraftChanged
 	}
+	if err := once(doc); err != nil {
+		return fmt.Errorf("%w: %w", ErrBadDraft, err)
+	}
 	switch role {
 	case metadata.ROOT:
 		next, err := metadata.Root().FromBytes(doc)

@@ -61,6 +61,7 @@ func codes() []struct {
 		{trust.ErrBadDraft, connect.CodeInvalidArgument},
 		{trust.ErrBadSignature, connect.CodeInvalidArgument},
 		{trust.ErrRefused, connect.CodeFailedPrecondition},
+		{trust.ErrSigner, connect.CodeFailedPrecondition},
 		{trust.ErrNoKey, connect.CodeFailedPrecondition},
 		{trust.ErrFull, connect.CodeFailedPrecondition},
 

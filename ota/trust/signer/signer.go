@@ -199,7 +199,7 @@ func (c *Client) ask(ctx context.Context, req request) (out response, err error)
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", c.path)
 	if err != nil {
-		return out, fmt.Errorf("reach skein-signer at %s: %w", c.path, err)
+		return out, fmt.Errorf("%w: reach it at %s: %w", trust.ErrSigner, c.path, err)
 	}
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
@@ -212,10 +212,10 @@ func (c *Client) ask(ctx context.Context, req request) (out response, err error)
 		return out, fmt.Errorf("question of %d bytes for skein-signer, at most %d", len(b), maxMessage)
 	}
 	if _, err := io.Copy(conn, bytes.NewReader(b)); err != nil {
-		return out, fmt.Errorf("ask skein-signer: %w", err)
+		return out, fmt.Errorf("%w: %w", trust.ErrSigner, err)
 	}
 	if err := json.NewDecoder(io.LimitReader(conn, maxMessage)).Decode(&out); err != nil {
-		return out, fmt.Errorf("read the answer of skein-signer: %w", err)
+		return out, fmt.Errorf("%w: read its answer: %w", trust.ErrSigner, err)
 	}
 	switch {
 	case out.Error != "" && out.Refused:

@@ -296,6 +296,7 @@ func TestHostileSkeind(t *testing.T) {
 		"older":     old,
 		"root":      s.file("root.json"),
 		"timestamp": s.file("timestamp.json"),
+		"key twice": []byte(strings.Replace(string(current), `"targets":{`, `"targets":{},"targets":{`, 1)),
 		"too long":  []byte(strings.Repeat(" ", 5_000_001) + "{}"),
 	} {
 		if err := publish(b); !errors.Is(err, trust.ErrRefused) {
@@ -322,7 +323,7 @@ func TestHostileSkeind(t *testing.T) {
 	if n := len(s.entries("snapshot")) + len(s.entries("timestamp")); n != before {
 		t.Errorf("%d signatures were given", n-before)
 	}
-	if len(s.entries("refused")) < 9 {
+	if len(s.entries("refused")) < 10 {
 		t.Errorf("%d refusals in the log", len(s.entries("refused")))
 	}
 	if err := publish(current); err != nil {
