@@ -117,7 +117,8 @@ func (s *Server) wireParts(context.Context) (err error) {
 	if s.deltas, err = delta.New(delta.Config{Files: s.blobDir, Blobs: blobStore, Logger: s.logger}); err != nil {
 		return err
 	}
-	s.blobs = blobs.New(blobs.Options{Files: s.blobDir, Store: blobStore, Adopt: s.deltas.Adopt, Manifests: manifests{s}, Logger: s.logger})
+	pacer := blobs.NewPacer(s.limits, time.Now)
+	s.blobs = blobs.New(blobs.Options{Files: s.blobDir, Store: blobStore, Pacer: pacer, Adopt: s.deltas.Adopt, Manifests: manifests{s}, Logger: s.logger})
 	s.catalog, err = release.New(release.Config{Store: s.db, Blobs: blobStore, Repository: s.trust, Deltas: s.deltas, Targets: s.targets, Logger: s.logger, Now: s.now,
 		Attest: director, Builder: "spiffe://" + s.cfg.Domain + "/skeind", Version: s.cfg.Version, Bundles: s.files})
 	if err != nil {
@@ -143,7 +144,7 @@ func (s *Server) wireParts(context.Context) (err error) {
 	s.desk = &enroll.Desk{DB: s.db, CA: s.ca, Fleet: s.fleet, Logger: s.logger, Now: s.now}
 	s.guard = &auth.Guard{DB: s.db, Logger: s.logger, Now: s.now}
 	s.streams, err = stream.New(stream.Config{Link: chunklink{s}, Blobs: blobStore, Grants: grants{s}, Metadata: s.trust.Metadata, Notice: s.fleet.Noticed,
-		Logger: s.logger, Registry: s.registry})
+		Pace: pacer.Reserve, Logger: s.logger, Registry: s.registry})
 	if err != nil {
 		return err
 	}

@@ -26,3 +26,13 @@ func (s *Server) collect(ctx context.Context, grace time.Duration, dryRun bool) 
 		Index: s.deltas.IndexOf, Forget: s.deltas.Forget, Grace: grace, DryRun: dryRun,
 	})
 }
+
+// limits returns the rates that a device shares with its site and the fleet;
+// what has no site shares with nobody.
+func (s *Server) limits(device string) (tenant, site string, l blobs.Limits) {
+	tenant, site, l.Site, l.Fleet = s.fleet.RatesFor(device)
+	if site == "" {
+		l.Site = 0
+	}
+	return tenant, site, l
+}

@@ -58,6 +58,8 @@ type Options struct {
 	Logger    *slog.Logger
 	// Adopt makes a finished upload a blob: Store().Adopt.
 	Adopt func(ctx context.Context, name string, d ota.Digest) (size int64, err error)
+	// Pacer shares rates among devices; nil limits nothing.
+	Pacer *Pacer
 	// KeepUploads is how long an unfinished upload is kept without progress:
 	// 7 days.
 	KeepUploads time.Duration
@@ -147,7 +149,11 @@ func (s *Server) Devices(identify func(*http.Request) (deviceID string, err erro
 			fail(w, http.StatusForbidden, "DENIED", err.Error())
 			return
 		}
-		s.serve(w, r, d)
+		if s.opts.Pacer == nil || r.Method == http.MethodHead {
+			s.serve(w, r, d)
+			return
+		}
+		s.opts.Pacer.serve(w, r, id, func(w http.ResponseWriter) { s.serve(w, r, d) })
 	})
 	return mux
 }

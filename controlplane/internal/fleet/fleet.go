@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -137,6 +138,7 @@ type Fleet struct {
 	change sync.Mutex
 	params map[string][]store.Parameter // by tenant, guarded by change
 	policy map[string][]policy.Setting  // likewise
+	rates  atomic.Pointer[map[string]policy.Rates]
 
 	mu    sync.RWMutex // guards twins, dirty, link and hello rate
 	twins map[string]*twin
@@ -257,6 +259,7 @@ func (f *Fleet) loadTenant(ctx context.Context, tx *store.Tx, tenant string) err
 	if f.policy[tenant], err = loadPolicy(ctx, tx, tenant); err != nil {
 		return err
 	}
+	f.shareOut(tenant, f.policy[tenant])
 	f.params[tenant], err = tx.Parameters(ctx, tenant)
 	return err
 }

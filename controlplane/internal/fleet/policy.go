@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/skein-fleet/skein/controlplane/internal/policy"
@@ -101,8 +102,10 @@ func (f *Fleet) SetPolicy(ctx context.Context, tenant string, set, remove []poli
 	n, err := f.spread(ctx, tenant, set, dropped)
 	if err != nil {
 		f.policy[tenant] = was
+		return n, err
 	}
-	return n, err
+	f.shareOut(tenant, next)
+	return n, nil
 }
 
 func among(all, places []policy.Setting) []policy.Setting {
@@ -180,4 +183,35 @@ func handedOver(all []policy.Setting, from, to string) []policy.Setting {
 
 func byPlace(a, b policy.Setting) int {
 	return cmp.Or(cmp.Compare(a.Scope, b.Scope), cmp.Compare(a.Subject, b.Subject), cmp.Compare(a.Key, b.Key))
+}
+
+// shareOut remembers the rates that this server keeps to. The caller holds
+// change.
+func (f *Fleet) shareOut(tenant string, settings []policy.Setting) {
+	next := map[string]policy.Rates{}
+	if was := f.rates.Load(); was != nil {
+		maps.Copy(next, *was)
+	}
+	next[tenant] = policy.RatesOf(settings)
+	f.rates.Store(&next)
+}
+
+// RatesFor returns the tenant and site of a device, and what all devices of the
+// site and of the fleet may take together, in bytes per second; zero for no
+// limit.
+func (f *Fleet) RatesFor(device string) (tenant, site string, siteRate, fleetRate int64) {
+	f.mu.RLock()
+	tw := f.twins[device]
+	f.mu.RUnlock()
+	if tw == nil {
+		return "", "", 0, 0
+	}
+	tw.mu.Lock()
+	tenant, site = tw.tenant, tw.dev.Labels[SiteLabel]
+	tw.mu.Unlock()
+	if all := f.rates.Load(); all != nil {
+		r := (*all)[tenant]
+		return tenant, site, r.Of(site), r.Fleet
+	}
+	return tenant, site, 0, 0
 }

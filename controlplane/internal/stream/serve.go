@@ -247,6 +247,11 @@ func (s *Server) send(p *peer, c *wire.Chunk, bytes int) bool {
 	s.queued += int64(len(b))
 	now := time.Now()
 	p.free = pace(p.free, now, bytes, s.cfg.Rate)
+	if s.cfg.Pace != nil {
+		if at := now.Add(s.cfg.Pace(p.device, bytes)); at.After(p.free) {
+			p.free = at
+		}
+	}
 	s.free = pace(s.free, now, bytes, s.cfg.AllRate)
 	s.mu.Unlock()
 	if err := s.cfg.Link.Send(p.device, wire.DownChunk, b); err != nil {

@@ -62,6 +62,9 @@ type Config struct {
 	Rate       int64 // bytes per second of one device: 32 MiB
 	AllRate    int64 // of all: 256 MiB
 	Workers    int   // 2
+	// Pace takes bytes for a device from rates that it shares with others and
+	// returns how long the next must wait; nil shares nothing.
+	Pace func(device string, bytes int) time.Duration
 }
 
 func (c *Config) setDefaults() {
