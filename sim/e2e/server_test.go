@@ -21,6 +21,7 @@ import (
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/manifest"
 	"github.com/skein-fleet/skein/ota/trust"
+	artifactv1 "github.com/skein-fleet/skein/proto/gen/skein/artifact/v1"
 	auditv1 "github.com/skein-fleet/skein/proto/gen/skein/audit/v1"
 	"github.com/skein-fleet/skein/proto/gen/skein/audit/v1/auditv1connect"
 	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
@@ -169,6 +170,9 @@ type version struct {
 	bias    float32
 	pad     int      // bytes added to the file
 	targets []string // empty: testTarget
+	agent   []byte   // an agent that the release brings
+	// mirrors gives the file to who serves it elsewhere, and says where.
+	mirrors func(onnx []byte) []string
 }
 
 // release pushes a model and makes the release meter@NAME of it.
@@ -196,11 +200,27 @@ func (s *server) release(name string, v version) *releasev1.Release {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	if v.mirrors != nil {
+		r, err := s.op.Models.PushModel(s.t.Context(), &artifactv1.PushModelRequest{Model: "mirrored", OnnxDigest: string(ota.DigestOf(onnx)),
+			GoldenDigest: string(ota.DigestOf(golden)), Mirrors: v.mirrors(onnx)})
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		model = fmt.Sprintf("mirrored@%d", r.GetVersion().GetVersion())
+	}
 	targets := v.targets
 	if targets == nil {
 		targets = []string{testTarget}
 	}
-	r, err := s.op.Release(s.t.Context(), &releasev1.CreateReleaseRequest{Name: "meter", Version: name, Model: model, Targets: targets,
+	var machine []*releasev1.MachineLayer
+	if v.agent != nil {
+		d, err := s.op.Upload(s.t.Context(), v.agent)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		machine = append(machine, &releasev1.MachineLayer{AgentDigest: string(d)})
+	}
+	r, err := s.op.Release(s.t.Context(), &releasev1.CreateReleaseRequest{Name: "meter", Version: name, Model: model, Targets: targets, Machine: machine,
 		Parameters: []*releasev1.ParameterDeclaration{{Key: "note", Type: "string", Default: "none"}}})
 	if err != nil {
 		s.t.Fatal(err)
