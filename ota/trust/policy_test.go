@@ -3,6 +3,7 @@ package trust
 import (
 	"encoding/json"
 	"errors"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -293,12 +294,8 @@ func TestAutoTarget(t *testing.T) {
 			tr := autoTree(t)
 			c.change(tr)
 			signers := map[string]string{}
-			for role, key := range autoSigners {
-				signers[role] = key
-			}
-			for role, key := range c.signers {
-				signers[role] = key
-			}
+			maps.Copy(signers, autoSigners)
+			maps.Copy(signers, c.signers)
 			info, err := learn(tr, signers, c.path)
 			if c.want == "" && !errors.Is(err, ErrUnknownTarget) || c.want != "" && AttackClass(err) != c.want {
 				t.Errorf("%+v, %v, want %q", info, err, c.want)
