@@ -82,6 +82,7 @@ func TestCollectKeepsWhatIsNeeded(t *testing.T) {
 			files.FailAfter(after)
 		}
 		err = NewExecutor(Config{Files: files, Blobs: blobs, State: st}).collect(spare...)
+		files.FailAfter(-1)
 		if err != nil { // the power went
 			files = files.Crash(rapid.Uint64().Draw(t, "seed"))
 			blobs = blob.NewStore(files)
