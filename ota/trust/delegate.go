@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -87,16 +88,12 @@ func (r *Repo) Undelegate(ctx context.Context, model string, now time.Time) erro
 func replaceRole(m *metadata.TargetsType, name string, role *metadata.DelegatedRole, keys map[string]*metadata.Key) {
 	next := &metadata.Delegations{Keys: map[string]*metadata.Key{}}
 	if m.Delegations != nil {
-		for id, k := range m.Delegations.Keys {
-			next.Keys[id] = k
-		}
+		maps.Copy(next.Keys, m.Delegations.Keys)
 		next.Roles = slices.DeleteFunc(slices.Clone(m.Delegations.Roles), func(r metadata.DelegatedRole) bool { return r.Name == name })
 	}
 	if role != nil {
 		next.Roles = append(next.Roles, *role)
-		for id, k := range keys {
-			next.Keys[id] = k
-		}
+		maps.Copy(next.Keys, keys)
 	}
 	for id := range next.Keys {
 		if !slices.ContainsFunc(next.Roles, func(r metadata.DelegatedRole) bool { return slices.Contains(r.KeyIDs, id) }) {
@@ -216,17 +213,21 @@ func policyLines(t *metadata.TargetFiles) []string {
 	p := custom.Policy
 	out := []string{"paths " + strings.Join(p.Paths, ", "), fmt.Sprintf("at most %d bytes, soak at least %s", p.MaxBytes, time.Duration(p.MinSoak)*time.Second)}
 	for _, l := range p.Layers {
-		text := fmt.Sprintf("layers of %s", l.MediaType)
+		var text strings.Builder
+		text.WriteString(fmt.Sprintf("layers of %s", l.MediaType))
 		if l.MaxBytes > 0 {
-			text += fmt.Sprintf(" up to %d bytes", l.MaxBytes)
+			text.WriteString(fmt.Sprintf(" up to %d bytes", l.MaxBytes))
 		}
 		if len(l.Formats) > 0 {
-			text += " as " + strings.Join(l.Formats, ", ")
+			text.WriteString(" as " + strings.Join(l.Formats, ", "))
 		}
 		for _, d := range l.Digests {
-			text += " " + string(d)
+			text.WriteString(" " + string(d))
 		}
-		out = append(out, text)
+		out = append(out, text.String())
+	}
+	if slices.ContainsFunc(p.Layers, func(l LayerRule) bool { return slices.Contains(l.Formats, "plan") }) {
+		out = append(out, "warning: an engine (plan) can hold code of its builder")
 	}
 	for _, d := range p.Golden {
 		out = append(out, "proven by golden set "+string(d))

@@ -21,7 +21,7 @@ type person struct {
 }
 
 func newPerson(name string) person {
-	return person{name, ed25519.NewKeyFromSeed([]byte(fmt.Sprintf("%-32s", name)))}
+	return person{name, ed25519.NewKeyFromSeed(fmt.Appendf(nil, "%-32s", name))}
 }
 
 func (p person) named() NamedKey { return NamedKey{p.key.Public().(ed25519.PublicKey), p.name} }

@@ -165,7 +165,8 @@ func (a *app) trustDelegateCmd() *cobra.Command {
 		Long: `Drafts the role auto/MODEL and its policy, for the targets keys to sign: from then on
 skein release create --auto lists releases of the model with the online key, and devices
 take them only if every file in them is within the policy: weights and engines of the
-formats named, up to a size, proven by a golden set that a person chose. Code never is.
+formats named, up to a size, proven by a golden set that a person chose. Code never is;
+but mind that an engine (format plan) can hold code of whoever built it.
 --like takes golden set, parameters, size and soak from a release that exists;
 --policy takes a whole policy from a JSON file. The key is the auto key of skein-signer:
 in production give it with --key, from the machine of the signer, not from the server.`,
