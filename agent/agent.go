@@ -171,7 +171,7 @@ type Agent struct {
 	watching  lease
 	golden    goldenShare
 	held      holdReason
-	stick     stick
+	stick     *stick
 	carrying  trust.MetadataSource // of the bundle that is judged; of the accept loop alone
 	strangers strangers            // of the accept loop alone
 	served    bool                 // the committed workload served; of the reconcile loop alone
@@ -344,7 +344,6 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	loop("link", a.runLink)
 	loop("desired state", a.acceptLoop)
-	loop("bundle", a.bundleLoop)
 	loop("reconcile", a.reconcileLoop)
 	loop("report", a.reportLoop)
 	loop("events", a.eventLoop)

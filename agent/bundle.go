@@ -12,6 +12,7 @@ import (
 
 	"github.com/skein-fleet/skein/agent/internal/localapi"
 	"github.com/skein-fleet/skein/ota"
+	"github.com/skein-fleet/skein/ota/blob"
 	"github.com/skein-fleet/skein/ota/bundle"
 	"github.com/skein-fleet/skein/ota/fetch"
 	"github.com/skein-fleet/skein/ota/manifest"
@@ -25,10 +26,11 @@ const byBundle = "bundle"
 // ErrNotForUs is returned for a bundle without a desired state for this device.
 var ErrNotForUs = errors.New("bundle holds nothing for this device")
 
-// stick is the bundle that is being installed from.
+// stick is the bundle that is being installed from, open as long as a person
+// waits for it.
 type stick struct {
-	jobs  chan func(context.Context) // for the accept loop
-	fresh chan *carried              // for the bundle loop
+	jobs chan func(context.Context) // for the accept loop
+	one  sync.Mutex                 // held by the one that is applied
 
 	mu  sync.Mutex // guards now
 	now *carried
@@ -42,9 +44,7 @@ type carried struct {
 	desired wire.Desired
 }
 
-func newStick() stick {
-	return stick{jobs: make(chan func(context.Context)), fresh: make(chan *carried, 1)}
-}
+func newStick() *stick { return &stick{jobs: make(chan func(context.Context))} }
 
 // ways puts the bundle, where there is one, before the other ways.
 func (s *stick) ways(others []fetch.Named) []fetch.Named {
@@ -63,49 +63,109 @@ func (s *stick) there() bool {
 	return s.now != nil
 }
 
-// swap makes c the open bundle and closes the one before.
-func (s *stick) swap(c *carried) {
+// hold makes c the open bundle; nil ends that.
+func (s *stick) hold(c *carried) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.now != nil && s.now != c {
-		s.now.file.Close() // it was only read
-	}
 	s.now = c
 }
 
+// errBusy is returned while another bundle is applied.
+var errBusy = errors.New("another bundle is being applied")
+
 // ApplyBundle verifies a bundle file, refreshes the trust metadata from it and
-// begins to install what it holds for this device: without any network, under
-// the checks of a desired state that comes over the link. It returns once that
-// is certain to be what the director wants; what is refused changes nothing.
-func (a *Agent) ApplyBundle(ctx context.Context, path string) (localapi.Applied, error) {
+// installs what it holds for this device: without any network, under the checks
+// of a desired state that comes over the link. It returns when the release runs
+// or has failed, or, with noWait, when its desired state is accepted. What is
+// refused changes nothing that runs. The file is not needed afterwards.
+func (a *Agent) ApplyBundle(ctx context.Context, path string, noWait bool) (localapi.Applied, error) {
+	if !a.stick.one.TryLock() {
+		return localapi.Applied{}, errBusy
+	}
+	defer a.stick.one.Unlock()
+	out, err := a.applyBundle(ctx, path, noWait)
+	if err != nil {
+		return out, fmt.Errorf("bundle %s: %w", path, err)
+	}
+	return out, nil
+}
+
+func (a *Agent) applyBundle(ctx context.Context, path string, noWait bool) (out localapi.Applied, err error) {
 	c, err := a.openBundle(path)
 	if err != nil {
-		return localapi.Applied{}, fmt.Errorf("bundle %s: %w", path, err)
+		return out, err
 	}
+	defer c.file.Close()
+	if err := a.inAccept(ctx, func(ctx context.Context) error { return a.judgeBundle(ctx, c) }); err != nil {
+		return out, err
+	}
+	a.stick.hold(c)
+	defer a.stick.hold(nil)
+	defer a.held.set(byBundle, "")
+	if err := a.copyBundle(ctx, c); err != nil {
+		if errors.Is(err, blob.ErrDigestMismatch) {
+			err = &trust.Attack{Class: trust.ClassWrongHash, Err: err}
+			_ = a.inAccept(ctx, func(context.Context) error { a.refuse(err); return nil })
+		}
+		a.noteDisk(err)
+		return out, err
+	}
+	take := func(ctx context.Context) error {
+		a.carrying = c.Metadata
+		defer func() { a.carrying = nil }()
+		err := a.accept(ctx, c.raw)
+		if err != nil && !errors.Is(err, errLater) {
+			a.refuse(err)
+		}
+		return err
+	}
+	if err := a.inAccept(ctx, take); err != nil {
+		return out, err
+	}
+	out = localapi.Applied{Device: c.desired.Device, Release: c.Info.Release, Digest: string(c.Info.Index.Digest), Generation: c.desired.Generation, Outcome: "accepted"}
+	if !noWait {
+		out.Outcome, out.Failure, err = a.awaitBundle(ctx, c)
+	}
+	return out, err
+}
+
+// inAccept runs do in the accept loop.
+func (a *Agent) inAccept(ctx context.Context, do func(context.Context) error) error {
 	done := make(chan error, 1)
-	job := func(ctx context.Context) { done <- a.judgeBundle(ctx, c) }
 	select {
-	case a.stick.jobs <- job:
-		err = <-done
+	case a.stick.jobs <- func(ctx context.Context) { done <- do(ctx) }:
+		return <-done
 	case <-ctx.Done():
-		err = context.Cause(ctx)
+		return context.Cause(ctx)
 	}
-	if err != nil {
-		c.file.Close()
-		return localapi.Applied{}, fmt.Errorf("bundle %s: %w", path, err)
+}
+
+// bundleLook is how often a waiting call looks at where the update stands.
+const bundleLook = 200 * time.Millisecond
+
+// awaitBundle returns when the release of a bundle runs, has failed or is not
+// wanted any more.
+func (a *Agent) awaitBundle(ctx context.Context, c *carried) (outcome, failure string, err error) {
+	tick := time.NewTicker(bundleLook)
+	defer tick.Stop()
+	for {
+		s := a.state.Get()
+		f := s.Failure
+		switch {
+		case s.Held.Compare(c.desired.Generation) > 0:
+			return "superseded", "", nil
+		case s.Update != nil:
+		case f != nil && f.Generation == c.desired.Generation:
+			return "failed", fmt.Sprintf("%s at %s: %s", f.Class, f.Step, f.Cause), nil
+		case s.Current != nil && s.Current.Release == c.Info.Index.Digest:
+			return "runs", "", nil
+		}
+		select {
+		case <-ctx.Done():
+			return "", "", context.Cause(ctx)
+		case <-tick.C:
+		}
 	}
-	select {
-	case old := <-a.stick.fresh: // one that was not begun
-		old.file.Close()
-	default:
-	}
-	select {
-	case a.stick.fresh <- c:
-	default:
-		c.file.Close()
-		return localapi.Applied{}, errors.New("another bundle came at the same moment: try again")
-	}
-	return localapi.Applied{Device: c.desired.Device, Release: c.Info.Release, Digest: string(c.Info.Index.Digest), Generation: c.desired.Generation}, nil
 }
 
 func (a *Agent) openBundle(path string) (*carried, error) {
@@ -159,50 +219,6 @@ func (a *Agent) judgeBundle(ctx context.Context, c *carried) error {
 		a.refuse(err)
 	}
 	return err
-}
-
-// bundleLoop copies what a bundle brings into the store, and then has its
-// desired state accepted, so that the update finds all of it here.
-func (a *Agent) bundleLoop(ctx context.Context) error {
-	defer a.stick.swap(nil)
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case c := <-a.stick.fresh:
-			a.stick.swap(c)
-			a.held.set(byBundle, "copying from the bundle "+c.file.Name())
-			err := a.copyBundle(ctx, c)
-			a.held.set(byBundle, "")
-			if ctx.Err() != nil {
-				return nil
-			}
-			if err != nil {
-				// What is missing still comes over the other ways, if there are any.
-				a.log.Warn("copy from a bundle", "bundle", c.file.Name(), "error", err)
-				a.noteDisk(err)
-			}
-			a.takeBundle(ctx, c)
-		}
-	}
-}
-
-// takeBundle has the accept loop accept the desired state of a bundle.
-func (a *Agent) takeBundle(ctx context.Context, c *carried) {
-	done := make(chan struct{})
-	job := func(ctx context.Context) {
-		defer close(done)
-		a.carrying = c.Metadata
-		defer func() { a.carrying = nil }()
-		if err := a.accept(ctx, c.raw); err != nil {
-			a.refuse(err)
-		}
-	}
-	select {
-	case a.stick.jobs <- job:
-		<-done
-	case <-ctx.Done():
-	}
 }
 
 // copyBundle brings index, manifest and layers for this device into the store.

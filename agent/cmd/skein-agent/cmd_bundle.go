@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,7 +16,6 @@ import (
 	"github.com/skein-fleet/skein/ota/bundle"
 	agentlocalv1 "github.com/skein-fleet/skein/proto/gen/skein/agentlocal/v1"
 	"github.com/skein-fleet/skein/proto/gen/skein/agentlocal/v1/agentlocalv1connect"
-	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
 )
 
 func bundleCommand(s streams) *cobra.Command {
@@ -64,35 +64,35 @@ func oneArg(cmd *cobra.Command, args []string) error {
 
 func applyBundle(ctx context.Context, s streams, l localFlags, path, receipts string, noWait bool) error {
 	client := localapi.Client(l.socket)
-	got, err := client.ApplyBundle(ctx, &agentlocalv1.ApplyBundleRequest{Path: path})
+	telling, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { tellProgress(telling, s.err, client) })
+	got, err := localapi.PatientClient(l.socket).ApplyBundle(ctx, &agentlocalv1.ApplyBundleRequest{Path: path, NoWait: noWait})
+	stop()
+	wg.Wait()
 	if err != nil {
 		return unreachable(err, l.socket)
 	}
-	if noWait {
-		return printApplied(s.out, l, got, "accepted", "")
+	name := ""
+	if !noWait {
+		if name, err = writeReceipt(ctx, client, receipts); err != nil {
+			fmt.Fprintln(s.err, "skein-agent: no receipt:", err)
+		}
 	}
-	outcome, failure, err := awaitBundle(ctx, s.err, client, got)
-	if err != nil {
-		return unreachable(err, l.socket)
-	}
-	name, err := writeReceipt(ctx, client, receipts)
-	if err != nil {
-		fmt.Fprintln(s.err, "skein-agent: no receipt:", err)
-	}
-	if err := printApplied(s.out, l, got, outcome, name); err != nil {
+	if err := printApplied(s.out, l, got, name); err != nil {
 		return err
 	}
-	if failure != "" {
-		return fmt.Errorf("%s did not come to run here: %s", got.GetRelease(), failure)
+	if got.GetOutcome() == "failed" {
+		return fmt.Errorf("%s does not run here: %s", got.GetRelease(), got.GetFailure())
 	}
 	return nil
 }
 
-func printApplied(w io.Writer, l localFlags, got *agentlocalv1.ApplyBundleResponse, outcome, receipt string) error {
+func printApplied(w io.Writer, l localFlags, got *agentlocalv1.ApplyBundleResponse, receipt string) error {
 	if l.output == "json" {
 		return printJSON(w, got)
 	}
-	fmt.Fprintf(w, "%s %s on %s\n", got.GetRelease(), outcome, got.GetDevice())
+	fmt.Fprintf(w, "%s %s on %s\n", got.GetRelease(), got.GetOutcome(), got.GetDevice())
 	if receipt != "" {
 		fmt.Fprintf(w, "receipt %s\n", receipt)
 	}
@@ -102,37 +102,24 @@ func printApplied(w io.Writer, l localFlags, got *agentlocalv1.ApplyBundleRespon
 // lookEvery is how often the agent is asked how far it is.
 const lookEvery = 500 * time.Millisecond
 
-// awaitBundle tells each new step until the release runs or has failed.
-func awaitBundle(ctx context.Context, out io.Writer, client agentlocalv1connect.LocalServiceClient, got *agentlocalv1.ApplyBundleResponse) (outcome, failure string, err error) {
+// tellProgress says where the device stands, each time that it changes.
+func tellProgress(ctx context.Context, out io.Writer, client agentlocalv1connect.LocalServiceClient) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	told := ""
 	for {
-		st, err := client.Status(ctx, &agentlocalv1.StatusRequest{})
-		if err != nil {
-			return "", "", err
-		}
-		d := st.GetDevice()
-		if atLeast(d.GetHeldGeneration(), got.GetGeneration()) {
-			switch {
-			case d.GetPhase() == "failed":
-				return "failed", d.GetFailureClass() + ": " + d.GetFailure(), nil
-			case d.GetPhase() == "idle" && d.GetRunningRelease() == got.GetDigest():
-				return "runs", "", nil
-			}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
 		}
 		why, err := client.Explain(ctx, &agentlocalv1.ExplainRequest{})
 		if err != nil {
-			return "", "", err
+			continue // the call that is waited for says what is wrong
 		}
 		if line := progressLine(why); line != told {
 			told = line
 			fmt.Fprintln(out, line)
-		}
-		select {
-		case <-ctx.Done():
-			return "", "", ctx.Err()
-		case <-tick.C:
 		}
 	}
 }
@@ -143,13 +130,6 @@ func progressLine(why *agentlocalv1.ExplainResponse) string {
 		line += " " + r[0]
 	}
 	return line
-}
-
-func atLeast(have, want *fleetv1.Generation) bool {
-	if have.GetEpoch() != want.GetEpoch() {
-		return have.GetEpoch() > want.GetEpoch()
-	}
-	return have.GetCounter() >= want.GetCounter()
 }
 
 // writeReceipt puts the signed report of this device into a folder.

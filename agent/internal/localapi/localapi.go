@@ -31,7 +31,7 @@ type Source struct {
 	Status func() Status
 	Logs   func(limit int) []string // nil: no log is kept
 	// Apply installs from a bundle file, Receipt is a signed report.
-	Apply   func(ctx context.Context, path string) (Applied, error)
+	Apply   func(ctx context.Context, path string, noWait bool) (Applied, error)
 	Receipt func() (device string, report []byte, err error)
 	// Listening, when set, is called once the socket answers.
 	Listening func()
@@ -41,6 +41,7 @@ type Source struct {
 type Applied struct {
 	Device, Release, Digest string
 	Generation              wire.Generation
+	Outcome, Failure        string
 }
 
 // ErrInUse is returned by Serve when another agent answers on the socket.
@@ -84,8 +85,13 @@ func Serve(ctx context.Context, path string, src Source) error {
 }
 
 // Client returns a client of the agent on the socket at path.
-func Client(path string) agentlocalv1connect.LocalServiceClient {
-	h := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+func Client(path string) agentlocalv1connect.LocalServiceClient { return client(path, 10*time.Second) }
+
+// PatientClient is Client for calls that take their time.
+func PatientClient(path string) agentlocalv1connect.LocalServiceClient { return client(path, 0) }
+
+func client(path string, timeout time.Duration) agentlocalv1connect.LocalServiceClient {
+	h := &http.Client{Timeout: timeout, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", path)
 		},
@@ -109,12 +115,13 @@ func (s *service) Explain(context.Context, *agentlocalv1.ExplainRequest) (*agent
 }
 
 func (s *service) ApplyBundle(ctx context.Context, req *agentlocalv1.ApplyBundleRequest) (*agentlocalv1.ApplyBundleResponse, error) {
-	got, err := s.src.Apply(ctx, req.GetPath())
+	got, err := s.src.Apply(ctx, req.GetPath(), req.GetNoWait())
 	if err != nil {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, err)
 	}
 	return &agentlocalv1.ApplyBundleResponse{Device: got.Device, Release: got.Release, Digest: got.Digest,
-		Generation: &fleetv1.Generation{Epoch: got.Generation.Epoch, Counter: got.Generation.Counter}}, nil
+		Generation: &fleetv1.Generation{Epoch: got.Generation.Epoch, Counter: got.Generation.Counter},
+		Outcome:    got.Outcome, Failure: got.Failure}, nil
 }
 
 func (s *service) Receipt(context.Context, *agentlocalv1.ReceiptRequest) (*agentlocalv1.ReceiptResponse, error) {

@@ -341,7 +341,9 @@ func (x *LogsResponse) GetLines() []string {
 type ApplyBundleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Path as the agent sees it.
-	Path          string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// Answer when the desired state in it is accepted.
+	NoWait        bool `protobuf:"varint,2,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -383,14 +385,24 @@ func (x *ApplyBundleRequest) GetPath() string {
 	return ""
 }
 
+func (x *ApplyBundleRequest) GetNoWait() bool {
+	if x != nil {
+		return x.NoWait
+	}
+	return false
+}
+
 type ApplyBundleResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Device string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
 	// name@version of the bundle.
 	Release string `protobuf:"bytes,2,opt,name=release,proto3" json:"release,omitempty"`
 	// Digest of its index.
-	Digest        string         `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
-	Generation    *v1.Generation `protobuf:"bytes,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	Digest     string         `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	Generation *v1.Generation `protobuf:"bytes,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	// accepted, runs, failed or superseded, and why it failed.
+	Outcome       string `protobuf:"bytes,5,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Failure       string `protobuf:"bytes,6,opt,name=failure,proto3" json:"failure,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -451,6 +463,20 @@ func (x *ApplyBundleResponse) GetGeneration() *v1.Generation {
 		return x.Generation
 	}
 	return nil
+}
+
+func (x *ApplyBundleResponse) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *ApplyBundleResponse) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
 }
 
 type ReceiptRequest struct {
@@ -566,16 +592,19 @@ const file_skein_agentlocal_v1_agentlocal_proto_rawDesc = "" +
 	"\vLogsRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\x05R\x05limit\"$\n" +
 	"\fLogsResponse\x12\x14\n" +
-	"\x05lines\x18\x01 \x03(\tR\x05lines\"(\n" +
+	"\x05lines\x18\x01 \x03(\tR\x05lines\"A\n" +
 	"\x12ApplyBundleRequest\x12\x12\n" +
-	"\x04path\x18\x01 \x01(\tR\x04path\"\x9b\x01\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x17\n" +
+	"\ano_wait\x18\x02 \x01(\bR\x06noWait\"\xcf\x01\n" +
 	"\x13ApplyBundleResponse\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12\x18\n" +
 	"\arelease\x18\x02 \x01(\tR\arelease\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\tR\x06digest\x12:\n" +
 	"\n" +
 	"generation\x18\x04 \x01(\v2\x1a.skein.fleet.v1.GenerationR\n" +
-	"generation\"\x10\n" +
+	"generation\x12\x18\n" +
+	"\aoutcome\x18\x05 \x01(\tR\aoutcome\x12\x18\n" +
+	"\afailure\x18\x06 \x01(\tR\afailure\"\x10\n" +
 	"\x0eReceiptRequest\"A\n" +
 	"\x0fReceiptResponse\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12\x16\n" +

@@ -51,8 +51,8 @@ const (
 type LocalServiceClient interface {
 	Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error)
 	Explain(context.Context, *v1.ExplainRequest) (*v1.ExplainResponse, error)
-	// ApplyBundle verifies a bundle file and begins to install what it holds for
-	// this device. Receipt then says how it ended.
+	// ApplyBundle verifies a bundle file, installs what it holds for this device
+	// and answers when that runs or has failed.
 	ApplyBundle(context.Context, *v1.ApplyBundleRequest) (*v1.ApplyBundleResponse, error)
 	// Receipt returns the signed report of this device, for a stick.
 	Receipt(context.Context, *v1.ReceiptRequest) (*v1.ReceiptResponse, error)
@@ -162,8 +162,8 @@ func (c *localServiceClient) Logs(ctx context.Context, req *v1.LogsRequest) (*v1
 type LocalServiceHandler interface {
 	Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error)
 	Explain(context.Context, *v1.ExplainRequest) (*v1.ExplainResponse, error)
-	// ApplyBundle verifies a bundle file and begins to install what it holds for
-	// this device. Receipt then says how it ended.
+	// ApplyBundle verifies a bundle file, installs what it holds for this device
+	// and answers when that runs or has failed.
 	ApplyBundle(context.Context, *v1.ApplyBundleRequest) (*v1.ApplyBundleResponse, error)
 	// Receipt returns the signed report of this device, for a stick.
 	Receipt(context.Context, *v1.ReceiptRequest) (*v1.ReceiptResponse, error)
