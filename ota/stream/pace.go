@@ -11,10 +11,13 @@ type Pace struct {
 	least       time.Duration // fastest answer
 	leastAt     time.Time
 	smooth, dev time.Duration // of answers, for the timeout
+	slack       time.Duration // how long silences lately were that lost nothing
 	rate        [2]float64    // bytes per second at best, in this bucket and the one before
 	bucket      time.Time     // when this one began
-	probing     time.Time     // until then the window is small, to measure least again
-	probed      time.Duration // fastest answer while it was
+	probing     bool          // the window is small, to measure least again
+	drained     time.Time     // when no more than that was on its way
+	probed      time.Duration // fastest answer to what was asked for since
+	probes      int           // how many there were
 }
 
 const (
@@ -22,6 +25,7 @@ const (
 	leastTimeout = 500 * time.Millisecond
 	mostTimeout  = 15 * time.Second
 	leastLasts   = 30 * time.Second // then least is measured again
+	enoughProbes = 4
 	leastBucket  = time.Second
 	firstWindow  = 32 << 10
 	firstRun     = 2
@@ -32,6 +36,7 @@ const (
 // answered takes the time that an answer took, and how many bytes came in it.
 func (p *Pace) answered(now time.Time, took time.Duration, bytes int64) {
 	took = max(took, 100*time.Microsecond)
+	p.slack -= p.slack / 32
 	if p.smooth == 0 {
 		p.smooth, p.dev = took, took/2
 	} else {
@@ -39,7 +44,7 @@ func (p *Pace) answered(now time.Time, took time.Duration, bytes int64) {
 		p.smooth += (took - p.smooth) / 8
 	}
 	p.probe(now, took)
-	if now.Sub(p.bucket) > max(leastBucket, 4*p.smooth) {
+	if now.Sub(p.bucket) > max(leastBucket, 10*p.least) {
 		p.rate[1], p.rate[0], p.bucket = p.rate[0], 0, now
 	}
 	p.rate[0] = max(p.rate[0], float64(bytes)/took.Seconds())
@@ -51,20 +56,33 @@ func (p *Pace) probe(now time.Time, took time.Duration) {
 	if p.least == 0 || took <= p.least {
 		p.least, p.leastAt = took, now
 	}
-	switch {
-	case p.probing.IsZero():
+	if !p.probing {
 		if now.Sub(p.leastAt) > leastLasts {
-			p.probing, p.probed = now.Add(2*p.smooth), 0
+			p.probing, p.drained, p.probed, p.probes = true, time.Time{}, 0, 0
 		}
-	case !now.Before(p.probing):
-		p.least, p.leastAt, p.probing = took, now, time.Time{}
-		if p.probed > 0 {
-			p.least = min(took, p.probed)
-		}
-	case p.probing.Sub(now) < p.smooth && (p.probed == 0 || took < p.probed):
+		return
+	}
+	if p.drained.IsZero() || now.Add(-took).Before(p.drained) {
+		return
+	}
+	if p.probes++; p.probed == 0 || took < p.probed {
 		p.probed = took
 	}
+	if p.probes >= enoughProbes {
+		p.least, p.leastAt, p.probing = p.probed, now, false
+	}
 }
+
+// isDrained is told when no more is on its way than the window allows.
+func (p *Pace) isDrained(now time.Time) {
+	if p.probing && p.drained.IsZero() {
+		p.drained = now
+	}
+}
+
+// Forget drops what is known: the next way may be another one, and what broke
+// the last one off may have been too much.
+func (p *Pace) Forget() { *p = Pace{} }
 
 // Rate is the best rate lately, in bytes per second.
 func (p *Pace) Rate() float64 { return max(p.rate[0], p.rate[1]) }
@@ -76,7 +94,7 @@ func (p *Pace) window() int64 {
 	if full == 0 {
 		return firstWindow
 	}
-	if !p.probing.IsZero() {
+	if p.probing {
 		return int64(full / 2)
 	}
 	return int64(2 * full)
@@ -86,10 +104,13 @@ func (p *Pace) window() int64 {
 func (p *Pace) timeout(silences int) time.Duration {
 	d := firstTimeout
 	if p.smooth > 0 {
-		d = max(p.smooth+4*p.dev, leastTimeout)
+		d = max(p.smooth+4*p.dev, leastTimeout) + 2*p.slack
 	}
 	return min(d<<min(silences, 6), mostTimeout)
 }
+
+// reordering is how long something may come after what was asked for later.
+func (p *Pace) reordering() time.Duration { return max(p.least, leastTimeout) }
 
 // run is how many blocks one answer may hold: what comes in some 20 ms, so
 // that on a slow way one message does not fill the line for seconds.

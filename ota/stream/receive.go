@@ -52,7 +52,9 @@ type Receiver struct {
 	late       [tolerance]uint64 // the highest orders that arrived, highest first
 	delivered  int64
 	heard      time.Time // last arrival or request
+	arrived    time.Time // last arrival, or the first request
 	silences   int       // timeouts since the last arrival
+	lastSeq    uint64    // the newest request when the silence began
 	err        error
 	stats      Stats
 }
@@ -106,7 +108,11 @@ func (r *Receiver) Next(now time.Time) *wire.Get {
 		return nil
 	}
 	if len(r.asked) > 0 && !now.Before(r.Deadline()) {
-		r.silences++
+		if !r.overtaken() {
+			if r.silences++; r.silences == 1 {
+				r.lastSeq = r.seq
+			}
+		}
 		r.Lost()
 	}
 	span := r.spanBlocks()
@@ -118,6 +124,9 @@ func (r *Receiver) Next(now time.Time) *wire.Get {
 	}
 	window = min(window, int64(span))
 	room := window - int64(len(r.asked))
+	if room >= 0 {
+		r.cfg.Pace.isDrained(now)
+	}
 	fresh := int64(end - r.next)
 	n := min(room, int64(len(r.lost))+fresh)
 	if n <= 0 {
@@ -158,6 +167,9 @@ func (r *Receiver) request(now time.Time, n int64) *wire.Get {
 	}
 	g.Wanted = wanted
 	r.heard = now
+	if r.arrived.IsZero() {
+		r.arrived = now
+	}
 	return g
 }
 
@@ -180,7 +192,21 @@ func (r *Receiver) Deadline() time.Time {
 	if len(r.asked) == 0 || r.err != nil {
 		return time.Time{}
 	}
+	if r.overtaken() {
+		return r.heard.Add(r.cfg.Pace.reordering())
+	}
 	return r.heard.Add(r.cfg.Pace.timeout(r.silences))
+}
+
+// overtaken reports that something came that was asked for after all that is
+// still on its way: then that is late at most by what the way puts out of order.
+func (r *Receiver) overtaken() bool {
+	for i := len(r.line) - 1; i >= 0; i-- {
+		if a := r.line[i]; r.asked[a.block].order == a.order {
+			return a.order < r.late[0]
+		}
+	}
+	return false
 }
 
 // Lost takes all that is on its way for lost, for example because the
@@ -215,7 +241,11 @@ func (r *Receiver) Take(now time.Time, c *wire.Chunk) error {
 	if err != nil {
 		return err
 	}
-	r.heard, r.silences = now, 0
+	if r.silences > 0 && c.Seq <= r.lastSeq {
+		// It was on its way all the time: the line became slow.
+		r.cfg.Pace.slack = max(r.cfg.Pace.slack, now.Sub(r.arrived))
+	}
+	r.heard, r.arrived, r.silences = now, now, 0
 	newest := ask{}
 	for i, part := range parts {
 		if a := r.put(c.First+uint64(i), c.Seq, part); a.order > newest.order {

@@ -23,8 +23,10 @@ type line struct {
 	rate                float64       // bytes per second down; 0: no limit
 	lose, double, shift float64       // shares of messages
 	loseUp              float64
-	free                time.Time // when the way down is free again
-	last                time.Time // arrival of the newest, for order
+	change              func(l *line, sent int64) // after so many bytes down
+	total               int64                     // bytes sent down
+	free                time.Time                 // when the way down is free again
+	last                time.Time                 // arrival of the newest, for order
 	events              []event
 	n                   int
 	lost, sent          int64 // blocks
@@ -65,6 +67,9 @@ func (l *line) up(now time.Time, g *wire.Get) {
 
 func (l *line) down(now time.Time, c *wire.Chunk, blocks int64) {
 	l.sent += blocks
+	if l.total += int64(len(c.Data)); l.change != nil {
+		l.change(l, l.total)
+	}
 	at := now
 	if l.rate > 0 {
 		if l.free.Before(now) {
@@ -244,6 +249,7 @@ func TestWindowFillsTheLine(t *testing.T) {
 		{"25 Mbit/s", 25e6 / 8, 100 * time.Millisecond, 0, 64 << 20, 0.90},
 		{"25 Mbit/s, 5 % lost", 25e6 / 8, 100 * time.Millisecond, 0.05, 64 << 20, 0.85},
 		{"100 Mbit/s, near", 100e6 / 8, 5 * time.Millisecond, 0.05, 64 << 20, 0.85},
+		{"4 Mbit/s, for minutes", 4e6 / 8, 100 * time.Millisecond, 0.02, 64 << 20, 0.90},
 		{"mobile", 1e6 / 8, 300 * time.Millisecond, 0.05, 4 << 20, 0.80},
 		{"slow", 64e3 / 8, 400 * time.Millisecond, 0.02, 256 << 10, 0.60},
 	} {
@@ -259,6 +265,33 @@ func TestWindowFillsTheLine(t *testing.T) {
 		}
 		if cfg.Pace.smooth > 4*(2*c.delay)+3*time.Second {
 			t.Errorf("%s: answers take %s", c.name, cfg.Pace.smooth)
+		}
+	}
+}
+
+// A line that becomes fifty times slower, and fast again, is followed both
+// ways: it stays full, answers do not wait long behind others, and hardly a
+// block comes twice.
+func TestWindowFollowsTheLine(t *testing.T) {
+	data := content(24<<20, 9)
+	const fast, slow = 3e6, 60e3
+	for _, length := range []int64{2 << 20, 4 << 20} { // of the slow part
+		cfg := blobConfig(data, 8<<20)
+		var worst time.Duration
+		l := &line{rng: rand.New(rand.NewPCG(7, 7)), delay: 100 * time.Millisecond, rate: fast, lose: 0.02, change: func(l *line, sent int64) {
+			l.rate = fast
+			if sent > 8<<20 && sent < 8<<20+length {
+				l.rate = slow
+			}
+			if sent > 11<<20 { // what was asked for before is here
+				worst = max(worst, cfg.Pace.smooth)
+			}
+		}}
+		got, took, st := transfer(t, l, data, cfg)
+		ideal := time.Duration(int64(len(data))-length)*time.Second/fast + time.Duration(length)*time.Second/slow
+		t.Logf("took %s, at best %s, then answers took %s, %+v", took, ideal, worst, st)
+		if !bytes.Equal(got, data) || took > ideal*12/10 || worst > 3*time.Second || st.Doubled > st.Blocks/50 {
+			t.Errorf("%d bytes in %s, at best %s; answers took %s; %+v", len(got), took, ideal, worst, st)
 		}
 	}
 }

@@ -111,6 +111,7 @@ func (s *Source) Message(payload []byte) {
 func (s *Source) Reconnected() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.pace.Forget()
 	for _, r := range s.open {
 		r.recv.Lost()
 		r.hold, r.failures = time.Time{}, 0
