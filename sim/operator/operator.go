@@ -20,6 +20,7 @@ import (
 	"github.com/skein-fleet/skein/proto/gen/skein/artifact/v1/artifactv1connect"
 	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
 	"github.com/skein-fleet/skein/proto/gen/skein/fleet/v1/fleetv1connect"
+	"github.com/skein-fleet/skein/proto/gen/skein/policy/v1/policyv1connect"
 	releasev1 "github.com/skein-fleet/skein/proto/gen/skein/release/v1"
 	"github.com/skein-fleet/skein/proto/gen/skein/release/v1/releasev1connect"
 	rolloutv1 "github.com/skein-fleet/skein/proto/gen/skein/rollout/v1"
@@ -32,6 +33,7 @@ type Operator struct {
 	Models   artifactv1connect.ModelServiceClient
 	Releases releasev1connect.ReleaseServiceClient
 	Rollouts rolloutv1connect.RolloutServiceClient
+	Policies policyv1connect.PolicyServiceClient
 
 	base string
 	http *http.Client
@@ -52,7 +54,8 @@ func New(base, token string) *Operator {
 	return &Operator{
 		Fleet: fleetv1connect.NewFleetServiceClient(c, base), Models: artifactv1connect.NewModelServiceClient(c, base),
 		Releases: releasev1connect.NewReleaseServiceClient(c, base), Rollouts: rolloutv1connect.NewRolloutServiceClient(c, base),
-		base: base, http: c,
+		Policies: policyv1connect.NewPolicyServiceClient(c, base),
+		base:     base, http: c,
 	}
 }
 

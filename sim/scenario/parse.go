@@ -179,8 +179,12 @@ func (p *parser) at(n int, words []string) error {
 		a = Control{Verb: verb, Release: args[0]}
 	case "restart":
 		a, err = restartAction(args)
+	case "policy":
+		a, err = policyAction(args)
+	case "route":
+		a, err = routeAction(args)
 	default:
-		err = fmt.Errorf("unknown action %q: want fault, release, rollout, pause, resume, abort, approve or restart", verb)
+		err = fmt.Errorf("unknown action %q: want fault, release, rollout, pause, resume, abort, approve, restart, policy or route", verb)
 	}
 	p.out.Steps = append(p.out.Steps, Step{Line: n, At: at, Action: a})
 	return err
@@ -268,6 +272,42 @@ func restartAction(args []string) (Action, error) {
 	r := Restart{What: args[0]}
 	err := fields(args[1:], map[string]func(string) error{
 		"down": func(v string) (err error) { r.Down, err = duration(v); return err },
+	})
+	return r, err
+}
+
+// Closed is the value of a window that is not open during the run.
+const Closed = "closed"
+
+func policyAction(args []string) (Action, error) {
+	var p Policy
+	for _, a := range args {
+		key, value, set := strings.Cut(a, "=")
+		name, remove := strings.CutSuffix(a, "-")
+		switch {
+		case set && key == "site" && p.Site == "" && nameRE.MatchString(value):
+			p.Site = value
+		case set && settingRE.MatchString(key) && value != "", !set && remove && settingRE.MatchString(name):
+			p.Settings = append(p.Settings, a)
+		default:
+			return nil, fmt.Errorf("%q: want [site=SITE] KEY=VALUE or KEY-, the keys of skein policy set", a)
+		}
+	}
+	if len(p.Settings) == 0 {
+		return nil, errors.New("want: at TIME policy [site=SITE] KEY=VALUE|KEY- …")
+	}
+	return p, nil
+}
+
+var settingRE = regexp.MustCompile(`^[a-z][a-z-]*[a-z]$`)
+
+func routeAction(args []string) (Action, error) {
+	if len(args) == 0 || !nameRE.MatchString(args[0]) {
+		return nil, errors.New("want: at TIME route INTERFACE [device=DEVICES]")
+	}
+	r := Route{Interface: args[0]}
+	err := fields(args[1:], map[string]func(string) error{
+		"device": func(v string) (err error) { r.To, err = fault.ParseDevices(v); return err },
 	})
 	return r, err
 }

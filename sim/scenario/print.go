@@ -118,6 +118,21 @@ func (r Rollout) text() string {
 
 func (c Control) text() string { return c.Verb + " " + c.Release }
 
+func (p Policy) text() string {
+	w := words{"policy"}
+	if p.Site != "" {
+		w.add("site=" + p.Site)
+	}
+	w.add(p.Settings...)
+	return w.String()
+}
+
+func (r Route) text() string {
+	w := words{"route", r.Interface}
+	w.devices("device", r.To)
+	return w.String()
+}
+
 func (r Restart) text() string {
 	w := words{"restart", r.What}
 	w.duration("down", r.Down)

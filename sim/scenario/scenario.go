@@ -101,6 +101,18 @@ type Restart struct {
 	Down time.Duration
 }
 
+// Policy sets and removes policy settings of the fleet, or of a site.
+type Policy struct {
+	Site     string   // empty: the fleet
+	Settings []string // KEY=VALUE, or KEY- to remove
+}
+
+// Route gives devices another network interface for their default route.
+type Route struct {
+	Interface string
+	To        fault.Devices
+}
+
 // When says at which times a condition must hold.
 type When string
 

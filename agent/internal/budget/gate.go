@@ -38,7 +38,7 @@ type Config struct {
 const (
 	// lookEvery is the longest time between two looks at clock and route while
 	// something waits or comes: both may change without notice.
-	lookEvery = time.Minute
+	lookEvery = 15 * time.Second
 	// routeLife is how long the interface of the default route is taken as known.
 	routeLife = 5 * time.Second
 )

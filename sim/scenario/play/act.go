@@ -37,6 +37,13 @@ func (s *stage) do(ctx context.Context, step scenario.Step) error {
 		return s.rollout(ctx, a)
 	case scenario.Control:
 		return s.control(ctx, a)
+	case scenario.Policy:
+		return patiently(ctx, func(ctx context.Context) error { return s.policy(ctx, a) })
+	case scenario.Route:
+		for _, d := range s.fleet.Pick(a.To, s.script.Seed) {
+			d.SetInterface(a.Interface)
+		}
+		return nil
 	case scenario.Restart:
 		// The broker is embedded in skeind: they die together.
 		if err := s.plane.Restart(ctx, a.Down); err != nil {
