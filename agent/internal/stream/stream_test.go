@@ -14,7 +14,10 @@ import (
 	"time"
 
 	"github.com/skein-fleet/skein/ota"
+	"github.com/skein-fleet/skein/ota/blob"
 	"github.com/skein-fleet/skein/ota/fetch"
+	"github.com/skein-fleet/skein/ota/manifest"
+	"github.com/skein-fleet/skein/ota/slot"
 	"github.com/skein-fleet/skein/ota/stream"
 	"github.com/skein-fleet/skein/proto/wire"
 )
@@ -341,5 +344,37 @@ func TestRubbish(t *testing.T) {
 		if err != nil || !bytes.Equal(got, data) || s.src.Stats().Lies != 3 {
 			t.Errorf("%d bytes, %v, %+v", len(got), err, s.src.Stats())
 		}
+	})
+}
+
+// A fetch that is killed again and again goes on where it stood: what comes
+// twice is no more than what was on its way each time.
+func TestKilledFetchResumes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t)
+		s.lose = 0.05
+		s.src.cfg.Span = 512 << 10
+		data := content(6 << 20)
+		desc := manifest.Descriptor{MediaType: manifest.MediaWeights, Digest: s.put(data), Size: int64(len(data))}
+		store := blob.NewStore(slot.NewMem())
+		kills := 0
+		for !store.Has(desc.Digest) {
+			f := &fetch.Fetcher{Store: store, Source: s.src}
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			err := f.Fetch(ctx, desc)
+			cancel()
+			if err != nil {
+				kills++
+			}
+			if kills > 50 {
+				t.Fatal(err)
+			}
+		}
+		st := s.src.Stats()
+		most := int64(len(data)/stream.Block) + int64(kills)*s.src.cfg.Span/stream.Block
+		if kills < 2 || st.Blocks > most {
+			t.Errorf("%d kills, %d blocks came, at most %d", kills, st.Blocks, most)
+		}
+		t.Logf("%d kills, %d blocks of %d, %+v", kills, st.Blocks, len(data)/stream.Block, st)
 	})
 }
