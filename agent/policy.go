@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"context"
+
 	"github.com/skein-fleet/skein/agent/internal/budget"
 	"github.com/skein-fleet/skein/agent/internal/health"
 	"github.com/skein-fleet/skein/proto/wire"
+	"github.com/skein-fleet/skein/telemetry"
 )
 
 // openBudget opens the account of bytes and takes up the policy of the desired
@@ -46,4 +49,24 @@ func (a *Agent) notePolicy(h *budget.Hold) {
 	a.board.Update(window, health.WaitingForWindow, health.Info, text)
 	a.board.Update(used, health.BudgetUsed, health.Warning, text)
 	a.wakeReport.set()
+}
+
+// memory returns how much is in use and how much there is, zero when the host
+// does not measure it.
+func (a *Agent) memory() (used, total int64) {
+	ctx, cancel := context.WithTimeout(context.Background(), listTimeout)
+	defer cancel()
+	all, err := a.opts.Host.Readings(ctx)
+	if err != nil {
+		return 0, 0
+	}
+	for _, r := range all {
+		switch r.Series.String() {
+		case telemetry.MemoryUsed:
+			used = int64(r.Value)
+		case telemetry.MemoryTotal:
+			total = int64(r.Value)
+		}
+	}
+	return used, total
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/skein-fleet/skein/ota/manifest"
 	"github.com/skein-fleet/skein/ota/slot"
 	"github.com/skein-fleet/skein/proto/wire"
+	"github.com/skein-fleet/skein/telemetry"
 )
 
 // The bubble's clock begins on Saturday, 2000-01-01 00:00 UTC.
@@ -263,3 +265,53 @@ type tight struct {
 }
 
 func (h *tight) DiskFree() (int64, error) { return h.mem.Free(), nil }
+
+// TestMemoryPreflight: before the first byte of it, a model that no memory of
+// this machine holds is rejected, and one that fits only alone is noted.
+func TestMemoryPreflight(t *testing.T) {
+	w, base := standard(t)
+	w.release("8", model{Bias: 8, Pad: noise(5, 3<<20)}, releaseOptions{counter: 8, golden: 8})
+	var h *measured
+	on(t, w, base, func(t *testing.T, d *device) {
+		before := w.got().fetched
+		w.want(2, "8")
+		settle(time.Minute)
+		if r := w.last(); r.FailureClass != string(ota.Rejected) || !strings.Contains(r.Failure, "bytes of weights, the memory 1048576") {
+			t.Errorf("%s: %s", r.FailureClass, r.Failure)
+		}
+		if n := w.got().fetched - before; n > 64<<10 {
+			t.Errorf("%d bytes were fetched of it", n)
+		}
+		bias(t, d, 1, "after the refusal")
+		h.total.Store(8 << 20)
+		w.want(3, "8")
+		settle(time.Minute)
+		bias(t, d, 8, "with more memory")
+		noted := false
+		for _, l := range w.last().Journal {
+			noted = noted || l.Step == string(ota.StepFetch) && strings.Contains(l.Message, "the old one is unloaded first")
+		}
+		if !noted {
+			t.Errorf("journal %+v", w.last().Journal)
+		}
+	}, func(o *Options) {
+		h = &measured{board: board{files: o.Files, clock: time.Now}}
+		h.total.Store(1 << 20)
+		o.Host = h
+	})
+}
+
+// measured is a board that says how much memory it has; all but 1 MiB of it is
+// in use.
+type measured struct {
+	board
+	total atomic.Int64
+}
+
+func (m *measured) Readings(context.Context) ([]telemetry.Reading, error) {
+	n := float64(m.total.Load())
+	return []telemetry.Reading{
+		{Series: telemetry.NewSeries(telemetry.MemoryTotal), Time: time.Now(), Value: n},
+		{Series: telemetry.NewSeries(telemetry.MemoryUsed), Time: time.Now(), Value: max(0, n-1<<20)},
+	}, nil
+}

@@ -93,6 +93,9 @@ type Config struct {
 	// Reserve is how many of them stay free for state, journal and spool, also
 	// while a download fills the disk; nil or less than 32 MiB means 32 MiB.
 	Reserve func() int64
+	// Memory returns how much of it is in use and how much there is, zero when
+	// that is not known; nil knows nothing.
+	Memory func() (used, total int64)
 	// Gate holds updates to a policy; nil lets all pass.
 	Gate Gate
 	Now  func() time.Time
@@ -118,6 +121,9 @@ type Config struct {
 	BootID func() uint64
 	// Refused is told of what looks like an attack, by its class.
 	Refused func(class string, release ota.Digest, message string)
+	// Offer is told the layers of a release before they are fetched: they may
+	// name mirrors.
+	Offer func([]manifest.Descriptor)
 	// Waiting is told why a download waits for the network, nil once it goes on.
 	Waiting func(err error)
 	// Tend is called every TendEvery while a step runs that leaves the runtime
@@ -166,8 +172,14 @@ func NewExecutor(c Config) *Executor {
 	if c.Refused == nil {
 		c.Refused = func(string, ota.Digest, string) {}
 	}
+	if c.Offer == nil {
+		c.Offer = func([]manifest.Descriptor) {}
+	}
 	if c.Waiting == nil {
 		c.Waiting = func(error) {}
+	}
+	if c.Memory == nil {
+		c.Memory = func() (int64, int64) { return 0, 0 }
 	}
 	if c.Gate == nil {
 		c.Gate = openGate{}

@@ -104,3 +104,19 @@ func (r *roomyReader) PassedOver() int64 {
 	}
 	return 0
 }
+
+// memory refuses before the first byte a model whose weights alone are more
+// than the machine's memory, and says when both models will hardly fit beside
+// each other.
+func (x *Executor) memory(c *contents) (note string, err error) {
+	used, total := x.Memory()
+	need := c.weights.Size
+	switch free := total - used; {
+	case total <= 0 || need <= free:
+		return "", nil
+	case need > total:
+		return "", fmt.Errorf("%w: the model has %d bytes of weights, the memory %d", ErrRejected, need, total)
+	default:
+		return fmt.Sprintf("; the model has %d bytes of weights and %d of memory are free: the old one is unloaded first if the runtime cannot hold both", need, free), nil
+	}
+}

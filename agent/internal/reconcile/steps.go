@@ -176,6 +176,10 @@ func (x *Executor) doFetch(ctx context.Context, a *attempt) (string, error) {
 	if err := x.checkBoot(ctx, c); err != nil {
 		return "", err
 	}
+	memory, err := x.memory(c)
+	if err != nil {
+		return "", err
+	}
 	err = x.room(c)
 	if errors.Is(err, slot.ErrDiskFull) { // what failed updates left may be in the way
 		if err := x.collect(c.blobs...); err != nil {
@@ -186,6 +190,7 @@ func (x *Executor) doFetch(ctx context.Context, a *attempt) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	x.Offer(c.bring())
 	b := x.newBringer(ctx, a.install.Release)
 	b.predicted = x.Fetch.BytesFetched() - before // index and manifest
 	for _, l := range c.bring() {
@@ -194,7 +199,7 @@ func (x *Executor) doFetch(ctx context.Context, a *attempt) (string, error) {
 			return "", err
 		}
 	}
-	return b.account(x.Fetch.BytesFetched() - before), nil
+	return b.account(x.Fetch.BytesFetched()-before) + memory, nil
 }
 
 // room refuses before the first byte what would not fit: the missing blobs,
