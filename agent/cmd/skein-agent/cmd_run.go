@@ -35,6 +35,8 @@ type runOptions struct {
 	spoolMiB                  int64
 	root, zone, nvbootctrl    string
 	reboot                    []string
+	fetcher, fetcherUser      string
+	fetcherDir                string
 	tegrastats                []string
 	verbose, check            bool
 	claim                     enrollOptions
@@ -66,6 +68,9 @@ func runCommand(s streams) *cobra.Command {
 	f.StringArrayVar(&o.tegrastats, "tegrastats", nil, "command that prints tegrastats lines, one word each time")
 	f.StringVar(&o.nvbootctrl, "nvbootctrl", "nvbootctrl", "command that knows the boot chain, where there is one")
 	f.StringArrayVar(&o.reboot, "reboot-command", nil, "command that restarts the machine, one word each time; systemctl reboot when not given")
+	f.StringVar(&o.fetcher, "fetcher", "", "skein-fetch, for mirrors that releases name (default: beside this program; none: no mirrors)")
+	f.StringVar(&o.fetcherUser, "fetcher-user", "", "user that skein-fetch runs as, where the agent is root")
+	f.StringVar(&o.fetcherDir, "fetcher-dir", "", "scratch folder of skein-fetch; with --fetcher-user one that this user can reach (default: below --state)")
 	f.BoolVar(&o.verbose, "verbose", false, "log debug lines too")
 	f.BoolVar(&o.check, "check", false, "check configuration, identity and state, print what this device is, and exit")
 	f.StringVar(&o.claim.server, "server", "", "enrol here first if this device is not enrolled")
@@ -147,10 +152,14 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 	if err != nil {
 		return err
 	}
+	fetcher, err := mirrorFetcher(o, log)
+	if err != nil {
+		return err
+	}
 	a, err := agent.New(agent.Options{
 		Host: machine, Runtime: rt, Files: files, Spool: sp, Logger: log, Version: version, Floor: buildTime(), Zone: zone,
 		MQTTOver: agent.Transport(o.mqttOver), Heartbeat: o.heartbeat, TelemetryEvery: o.sample, BlockEvery: o.blocks, LoadTimeout: o.loadTimeout,
-		Agents: agents, Boot: chain,
+		Agents: agents, Boot: chain, Fetcher: fetcher,
 		LocalSocket: o.socket, LogTail: tail.Lines,
 	})
 	if err != nil {
