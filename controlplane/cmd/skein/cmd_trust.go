@@ -317,6 +317,7 @@ func draftText(w io.Writer, d *trustv1.Draft) {
 	if d.GetProblem() != "" {
 		line(w, "  ! %s", d.GetProblem())
 	}
+	complete := d.GetProblem() == ""
 	for _, n := range d.GetNeeds() {
 		var signed, missing []string
 		for _, k := range n.GetKeys() {
@@ -327,6 +328,10 @@ func draftText(w io.Writer, d *trustv1.Draft) {
 			}
 		}
 		line(w, "  %d of %d signatures of %s: signed %s; not yet %s", len(signed), n.GetThreshold(), n.GetBy(), orNone(signed), orNone(missing))
+		complete = complete && len(signed) >= int(n.GetThreshold())
+	}
+	if complete {
+		line(w, "  complete: it is published once the other draft is too, and skeind has its signer")
 	}
 }
 
