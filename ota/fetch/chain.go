@@ -144,7 +144,7 @@ func (c *Chain) Blame(d ota.Digest) {
 func (c *Chain) blame(d ota.Digest) (trusted []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, key := range c.delivered[d] {
+	for _, key := range c.guilty(c.delivered[d]) {
 		w := c.way(key)
 		if w.lies == 0 || !c.now().Before(w.until) {
 			trusted = append(trusted, key)
@@ -156,6 +156,21 @@ func (c *Chain) blame(d ota.Digest) (trusted []string) {
 	delete(c.delivered, d)
 	c.order = slices.DeleteFunc(c.order, func(o ota.Digest) bool { return o == d })
 	return trusted
+}
+
+// guilty picks from those who gave bytes of what turned out wrong. Where some
+// of them broke off and others brought it to its end, it was the former: else
+// who gives one wrong byte and stalls would have the honest ways avoided with
+// it. c.mu is held.
+func (c *Chain) guilty(givers []string) []string {
+	failed := slices.DeleteFunc(slices.Clone(givers), func(key string) bool {
+		w := c.ways[key]
+		return w == nil || w.failures == 0
+	})
+	if len(failed) == 0 {
+		return givers
+	}
+	return failed
 }
 
 // later is a time from now, doubled for each time it happened in a row, of

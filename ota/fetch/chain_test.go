@@ -296,3 +296,22 @@ func TestChainProbeNeverWaits(t *testing.T) {
 		}
 	})
 }
+
+// TestChainGuilt: who gives one wrong byte and breaks off does not take the
+// honest way with it.
+func TestChainGuilt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := content(100 << 10)
+		bad := &fake{data: data, lie: true, breaks: 1}
+		good := &fake{data: data}
+		c := chainOf(Named{Name: "https", Source: bad}, Named{Name: "mqtt", Source: good})
+		var told []string
+		c.Told = func(way string, _ ota.Digest) { told = append(told, way) }
+		if err := fetched(t, c, data); err != nil {
+			t.Fatal(err)
+		}
+		if len(told) != 1 || told[0] != "https" || c.Avoided()["mqtt"] != nil || c.Avoided()["https"] == nil {
+			t.Errorf("blamed %q; avoided: %v", told, c.Avoided())
+		}
+	})
+}
