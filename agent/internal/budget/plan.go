@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/skein-fleet/skein/ota/window"
@@ -176,12 +177,12 @@ func (p *plan) window(kind wire.WaitKind, at time.Time, doubtful bool) (*Hold, t
 }
 
 func windowsText(sets []window.Local) string {
-	text := ""
+	var text strings.Builder
 	for i, s := range sets {
 		if i > 0 {
-			text += " and "
+			text.WriteString(" and ")
 		}
-		text += "(" + s.Set.String() + " " + s.Zone.String() + ")"
+		text.WriteString("(" + s.Set.String() + " " + s.Zone.String() + ")")
 	}
-	return text
+	return text.String()
 }

@@ -1,6 +1,7 @@
 package conductor
 
 import (
+	"strings"
 	"time"
 
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
@@ -29,7 +30,7 @@ func (c *Conductor) outside(tenant string, s rollout.Schedule) func(*fleet.View)
 			return ""
 		}
 		var sets []window.Local
-		text := ""
+		var text strings.Builder
 		for _, w := range p.Download {
 			zone := w.Zone
 			if zone == "" && v.Transfer != nil {
@@ -41,12 +42,12 @@ func (c *Conductor) outside(tenant string, s rollout.Schedule) func(*fleet.View)
 				continue
 			}
 			sets = append(sets, window.Local{Set: set, Zone: loc})
-			text += " (" + set.String() + " " + zone + ")"
+			text.WriteString(" (" + set.String() + " " + zone + ")")
 		}
-		said, have := known[text]
+		said, have := known[text.String()]
 		if !have {
-			said = closed(sets, text, now)
-			known[text] = said
+			said = closed(sets, text.String(), now)
+			known[text.String()] = said
 		}
 		return said
 	}
