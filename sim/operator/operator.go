@@ -7,15 +7,19 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/skein-fleet/skein/ota"
+	"github.com/skein-fleet/skein/ota/bundle"
+	"github.com/skein-fleet/skein/ota/fetch"
 	artifactv1 "github.com/skein-fleet/skein/proto/gen/skein/artifact/v1"
 	"github.com/skein-fleet/skein/proto/gen/skein/artifact/v1/artifactv1connect"
 	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
@@ -120,6 +124,29 @@ func (o *Operator) do(ctx context.Context, method, target string, body io.Reader
 	_, err = io.Copy(io.Discard, r.Body)
 	r.Body.Close()
 	return r, err
+}
+
+// Export writes a bundle of a release for devices to a file. The release becomes
+// the one that they are to run.
+func (o *Operator) Export(ctx context.Context, release string, devices []string, file string) error {
+	for _, d := range devices {
+		if _, err := o.Fleet.AssignRelease(ctx, &fleetv1.AssignReleaseRequest{Device: d, Release: release}); err != nil {
+			return fmt.Errorf("assign %s to %s: %w", release, d, err)
+		}
+	}
+	r, err := o.Releases.ExportRelease(ctx, &releasev1.ExportReleaseRequest{Release: release, Devices: devices})
+	if err != nil {
+		return fmt.Errorf("export %s: %w", release, err)
+	}
+	plan, err := bundle.PlanOf(r.GetHead())
+	if err != nil {
+		return err
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	return errors.Join(plan.Write(ctx, f, 0, fetch.HTTP(o.http, o.base), nil), f.Close())
 }
 
 // PushModel uploads a model with its golden set and returns "name@version".

@@ -183,8 +183,10 @@ func (p *parser) at(n int, words []string) error {
 		a, err = policyAction(args)
 	case "route":
 		a, err = routeAction(args)
+	case "bundle":
+		a, err = bundleAction(args)
 	default:
-		err = fmt.Errorf("unknown action %q: want fault, release, rollout, pause, resume, abort, approve, restart, policy or route", verb)
+		err = fmt.Errorf("unknown action %q: want fault, release, rollout, pause, resume, abort, approve, restart, policy, route or bundle", verb)
 	}
 	p.out.Steps = append(p.out.Steps, Step{Line: n, At: at, Action: a})
 	return err
@@ -312,6 +314,17 @@ func routeAction(args []string) (Action, error) {
 	return r, err
 }
 
+func bundleAction(args []string) (Action, error) {
+	if len(args) == 0 || !nameRE.MatchString(args[0]) {
+		return nil, errors.New("want: at TIME bundle RELEASE [device=DEVICES]")
+	}
+	b := Bundle{Release: args[0]}
+	err := fields(args[1:], map[string]func(string) error{
+		"device": func(v string) (err error) { b.To, err = fault.ParseDevices(v); return err },
+	})
+	return b, err
+}
+
 // fields reads key=value words, each key at most once.
 func fields(words []string, set map[string]func(string) error) error {
 	seen := map[string]bool{}
@@ -366,6 +379,10 @@ func (p *parser) finish() error {
 		case Rollout:
 			if !known[a.Release] {
 				return fmt.Errorf("line %d: release %s is not made before it is rolled out", st.Line, a.Release)
+			}
+		case Bundle:
+			if !known[a.Release] {
+				return fmt.Errorf("line %d: release %s is not made before it is carried", st.Line, a.Release)
 			}
 		case Control:
 			if !known[a.Release] {

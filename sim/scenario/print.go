@@ -133,6 +133,12 @@ func (r Route) text() string {
 	return w.String()
 }
 
+func (b Bundle) text() string {
+	w := words{"bundle", b.Release}
+	w.devices("device", b.To)
+	return w.String()
+}
+
 func (r Restart) text() string {
 	w := words{"restart", r.What}
 	w.duration("down", r.Down)

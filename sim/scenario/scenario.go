@@ -113,6 +113,12 @@ type Route struct {
 	To        fault.Devices
 }
 
+// Bundle carries a release to devices in a file, as a person with a stick does.
+type Bundle struct {
+	Release string
+	To      fault.Devices
+}
+
 // When says at which times a condition must hold.
 type When string
 

@@ -2,6 +2,7 @@ package virtual
 
 import (
 	"context"
+	"errors"
 	"maps"
 
 	"github.com/skein-fleet/skein/agent"
@@ -66,6 +67,19 @@ func (d *Device) Status() (agent.Status, bool) {
 		return agent.Status{}, false
 	}
 	return a.Status(), true
+}
+
+// ApplyBundle gives the agent a bundle file that somebody carried to the
+// device, and returns when it is copied and accepted.
+func (d *Device) ApplyBundle(ctx context.Context, path string) error {
+	d.mu.Lock()
+	a := d.agent
+	d.mu.Unlock()
+	if a == nil {
+		return errors.New("no agent runs there now")
+	}
+	_, err := a.ApplyBundle(ctx, path, true)
+	return err
 }
 
 // Serves reports whether the release is committed on the device and its

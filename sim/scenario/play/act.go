@@ -44,6 +44,8 @@ func (s *stage) do(ctx context.Context, step scenario.Step) error {
 			d.SetInterface(a.Interface)
 		}
 		return nil
+	case scenario.Bundle:
+		return s.bundle(ctx, a)
 	case scenario.Restart:
 		// The broker is embedded in skeind: they die together.
 		if err := s.plane.Restart(ctx, a.Down); err != nil {
