@@ -59,6 +59,8 @@ type Hello struct {
 	Clock      Clock     `cbor:"5,keyasint"`
 	Agent      string    `cbor:"6,keyasint,omitempty"` // agent version
 	Hardware   string    `cbor:"7,keyasint,omitempty"`
+	// Peer are the addresses, IP:PORT, at which a cache serves its siblings.
+	Peer []string `cbor:"8,keyasint,omitempty"`
 }
 
 // Desired is the payload of down/desired inside COSE_Sign1: what one device
@@ -80,6 +82,27 @@ type Desired struct {
 	Rollout string `cbor:"9,keyasint,omitempty"`
 	// Policy is absent when nothing restrains downloads and applies.
 	Policy *Policy `cbor:"10,keyasint,omitempty"`
+	// Peers are siblings that serve blobs to who shows Grant, the nearest first.
+	Peers []Peer `cbor:"11,keyasint,omitempty"`
+	// Grant is a COSE_Sign1 of a Grant for this device and release.
+	Grant []byte `cbor:"12,keyasint,omitempty"`
+	// Cache tells the device to serve its siblings.
+	Cache bool `cbor:"13,keyasint,omitempty"`
+}
+
+// Peer is a device that serves the blobs of its site.
+type Peer struct {
+	Device    string   `cbor:"1,keyasint"`
+	Addresses []string `cbor:"2,keyasint"` // IP:PORT
+}
+
+// Grant is the director's word to a peer: this device may have the blobs of
+// this release.
+type Grant struct {
+	Device    string `cbor:"1,keyasint"`
+	Tenant    string `cbor:"2,keyasint"`
+	Release   []byte `cbor:"3,keyasint"` // sha256 of the OCI index
+	ExpiresAt int64  `cbor:"4,keyasint"` // unix seconds
 }
 
 // ReleaseRef names a release as listed in the TUF targets: all fields must
@@ -260,4 +283,5 @@ const (
 	AADDesired = "skein/1/desired"
 	AADCmd     = "skein/1/cmd"
 	AADReport  = "skein/1/report"
+	AADGrant   = "skein/1/grant"
 )

@@ -19,7 +19,7 @@ import (
 //	1 (2026-11-24): first version.
 //	2 (2026-11-24): blobs and trust metadata by up/get and down/chunk; policies
 //	in desired states are kept to; releases may carry an agent and an operating
-//	system, reports say how both stand.
+//	system, reports say how both stand; peers of a site serve blobs.
 const CapabilityVersion = 2
 
 // Limits of a message; a larger one is refused by both sides and by the broker.
