@@ -66,14 +66,13 @@ func TestRatesAreShared(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 		defer cancel()
 		got := map[string]*atomic.Int64{}
+		for id := range sites {
+			got[id] = new(atomic.Int64)
+		}
 		var wg sync.WaitGroup
 		for _, id := range []string{"greedy", "greedy", "greedy", "greedy", "greedy", "a", "b", "c"} {
-			if got[id] == nil {
-				got[id] = new(atomic.Int64)
-			}
 			wg.Go(func() { ask(ctx, h, d, id, got[id]) })
 		}
-		got["mqtt"] = new(atomic.Int64)
 		wg.Go(func() {
 			for ctx.Err() == nil {
 				time.Sleep(p.Reserve("mqtt", 16<<10))

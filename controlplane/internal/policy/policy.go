@@ -233,7 +233,7 @@ func readReserve(text string) (string, error) {
 	return strconv.FormatInt(n, 10), err
 }
 
-var bytesRE = regexp.MustCompile(`^([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kKMGT]?)(i?)(B?)$`)
+var bytesRE = regexp.MustCompile(`^([0-9]{1,18}(?:\.[0-9]{1,6})?) ?([kKMGT]?)(i?)(B?)$`)
 
 // ParseBytes reads a number of bytes as 1500, 50MB or 1.5GiB.
 func ParseBytes(text string) (int64, error) {
@@ -241,22 +241,25 @@ func ParseBytes(text string) (int64, error) {
 	if m == nil || m[3] != "" && m[2] == "" {
 		return 0, fmt.Errorf("%q is no number of bytes: want one as 1500, 50MB or 1.5GiB", text)
 	}
-	n, err := strconv.ParseFloat(m[1], 64)
-	if err != nil {
-		return 0, fmt.Errorf("%q is no number of bytes: %w", text, err)
-	}
-	base := 1000.0
+	unit, base := int64(1), int64(1000)
 	if m[3] != "" {
 		base = 1024
 	}
 	for range strings.Index("_KMGT", strings.ToUpper(m[2] + "_")[:1]) {
-		n *= base
+		unit *= base
 	}
-	if n >= 1<<62 {
+	n, err := strconv.ParseInt(m[1], 10, 64)
+	if err == nil && n <= maxBytes/unit {
+		return n * unit, nil
+	}
+	f, err := strconv.ParseFloat(m[1], 64)
+	if err != nil || f*float64(unit) >= maxBytes {
 		return 0, fmt.Errorf("%q is more bytes than can be counted", text)
 	}
-	return int64(n), nil
+	return int64(f * float64(unit)), nil
 }
+
+const maxBytes = 1 << 62
 
 // FormatBytes returns n in the largest unit that shows it exactly.
 func FormatBytes(n int64) string {
