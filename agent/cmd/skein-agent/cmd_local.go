@@ -75,6 +75,9 @@ func printStatus(out io.Writer, st *agentlocalv1.StatusResponse) error {
 	if d.GetFailure() != "" {
 		row("failure", "%s: %s", d.GetFailureClass(), d.GetFailure())
 	}
+	for _, s := range d.GetSources() {
+		row("fetched", "%d bytes by %s for the last update", s.GetBytes(), s.GetName())
+	}
 	if t := d.GetTransfer(); t != nil {
 		row("network", "%s, %s", orUnknown(t.GetInterface()), t.GetLinkClass())
 		for _, u := range t.GetUsed() {

@@ -155,6 +155,10 @@ func device(st Status) *fleetv1.Device {
 	if st.Link == "connected" {
 		d.State = fleetv1.DeviceState_DEVICE_STATE_ONLINE
 	}
+	d.BytesFetched = st.BytesFetched
+	for _, b := range st.Sources {
+		d.Sources = append(d.Sources, &fleetv1.SourceBytes{Name: b.Name, Bytes: b.Bytes})
+	}
 	for _, c := range st.Conditions {
 		d.Conditions = append(d.Conditions, condition(c))
 	}

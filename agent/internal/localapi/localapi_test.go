@@ -28,6 +28,7 @@ func TestServe(t *testing.T) {
 		Status: func() Status {
 			return Status{DeviceID: "d", Link: "connected", LinkSince: time.Unix(5, 0), Phase: wire.PhaseFailed, Running: string(release), RunningName: "meter@1",
 				Held: wire.Generation{Epoch: 1, Counter: 2}, FailureClass: "FAILED", Failure: "cause", Boot: 255, SpoolBytes: 7, SpoolDropped: 8,
+				BytesFetched: 9, Sources: []wire.SourceBytes{{Name: "mqtt", Bytes: 9}},
 				Conditions: []wire.Condition{{Name: "disk-full", Severity: 3, Message: "m", Since: 1000}},
 				Journal:    []wire.StepEntry{{Step: "prove", State: wire.StepFailed, Release: release.Sum(), Message: "m", Time: 2000}},
 				Summary:    "Runs meter@1.", Reasons: []string{"because"}}
@@ -51,6 +52,9 @@ func TestServe(t *testing.T) {
 	d := st.GetDevice()
 	if d.GetPhase() != "failed" || d.GetRunningReleaseName() != "meter@1" || d.GetBootId() != "ff" || d.GetHeldGeneration().GetCounter() != 2 || st.GetSpoolDropped() != 8 {
 		t.Errorf("%v", st)
+	}
+	if b := d.GetSources(); d.GetBytesFetched() != 9 || len(b) != 1 || b[0].GetName() != "mqtt" || b[0].GetBytes() != 9 {
+		t.Errorf("%v", d)
 	}
 	if c := d.GetConditions(); len(c) != 1 || c[0].GetSeverity() != "critical" || c[0].GetSince().GetSeconds() != 1 {
 		t.Errorf("%v", c)
