@@ -34,7 +34,7 @@ type man struct {
 
 // asking is one request that the device made.
 type asking struct {
-	path string
+	path string // of HTTPS, or mqtt/ and the kind of a message
 	at   time.Time
 }
 
@@ -233,6 +233,7 @@ func (l *onLink) Publish(ctx context.Context, kind wire.Kind, payload []byte) er
 	}
 	kept := append(l.m.heard[kind], bytes.Clone(payload))
 	l.m.heard[kind] = kept[max(0, len(kept)-maxHeard):]
+	l.m.asked = append(l.m.asked, asking{"mqtt/" + string(kind), time.Now()})
 	up := l.m.up
 	l.m.mu.Unlock()
 	if up != nil {

@@ -40,7 +40,9 @@ func denialAttacks() []Attack {
 			jitter: func(s *scene) error { return spread(s.d.man.requests("/v2/", s.begun), 5, 20, 8*time.Second) }},
 		{Name: "overload-503", Row: "DoS on repository", Class: "trust-stale", Refuser: "full jitter, doubled each time up to 2 minutes", Denial: true,
 			strike: overload(http.StatusServiceUnavailable, "", "/tuf/", "/v2/"),
-			jitter: func(s *scene) error { return spread(s.d.man.requests("/tuf/", s.begun), 2, 5, 10*time.Second) }},
+			jitter: func(s *scene) error {
+				return spread(s.d.man.requests("mqtt/"+string(wire.UpGet), s.begun), 2, 5, 10*time.Second)
+			}},
 		{Name: "overload-429", Row: "DoS on repository", Class: "download-waits", Refuser: "full jitter over what Retry-After asks for, at most 10 minutes of it", Denial: true,
 			strike: overload(http.StatusTooManyRequests, "0", "/v2/"),
 			jitter: func(s *scene) error {
@@ -140,11 +142,14 @@ func floodBounded(s *scene) error {
 	return err
 }
 
+// errFew is returned by spread while there is too little to judge.
+var errFew = errors.New("too few tries")
+
 // spread checks tries: at least so many, at most so many a second, none after a
 // gap longer than most, and not in step.
 func spread(tries []time.Time, least, aSecond int, most time.Duration) error {
 	if len(tries) < least {
-		return fmt.Errorf("%d tries, want at least %d", len(tries), least)
+		return fmt.Errorf("%w: %d, want at least %d", errFew, len(tries), least)
 	}
 	if len(tries) < 3 {
 		return nil
@@ -189,7 +194,13 @@ func (s *scene) bear(ctx context.Context, r *Result) error {
 		named = fmt.Errorf("no condition %s: %w; there are %+v", s.a.Class, named, s.d.status().Conditions)
 	}
 	r.add(Condition, named)
-	jitter := s.a.jitter(s) // of the time of the attack
+	var jitter error // of the time of the attack
+	if err := wait(ctx, patience/2, func() (bool, error) {
+		jitter = s.a.jitter(s)
+		return !errors.Is(jitter, errFew), nil
+	}); err != nil {
+		jitter = errors.Join(jitter, err)
+	}
 	r.add(Recovers, s.recover(ctx))
 	r.add(JitterBounded, jitter)
 	return nil
