@@ -59,7 +59,7 @@ func delegateDev(t *testing.T, r *Repo) {
 // TestListAcrossPowerCuts: at every point devices find a whole set, and the
 // release can be listed again.
 func TestListAcrossPowerCuts(t *testing.T) {
-	for n := 0; ; n++ {
+	for n := 0; ; n += stride(5) {
 		w := newWorld(t)
 		delegateDev(t, w.repo)
 		req := autoRequest(t, 9)
@@ -159,7 +159,7 @@ func withNotary(t *testing.T, f, notaryDir slot.Files) *Repo {
 // and a release listed. Devices that saw anything in between go on.
 func TestNotaryAcrossPowerCuts(t *testing.T) {
 	for _, whose := range []string{"signer", "repository"} {
-		for n := 0; ; n++ {
+		for n := 0; ; n += stride(7) {
 			w, notaryDir := notaryWorld(t)
 			key, err := w.repo.AutoKey(t.Context())
 			if err != nil {

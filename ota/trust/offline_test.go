@@ -430,6 +430,14 @@ func TestAnchored(t *testing.T) {
 	}
 }
 
+// stride is between the operations at which the power is cut.
+func stride(short int) int {
+	if testing.Short() {
+		return short
+	}
+	return 1
+}
+
 // TestDraftsAcrossPowerCuts cuts a rotation of root and targets at every
 // operation: devices always find a whole set, no signature that returned is
 // lost, and what was begun can be finished.
@@ -460,7 +468,7 @@ func TestDraftsAcrossPowerCuts(t *testing.T) {
 		}
 		return nil
 	}
-	for n := 0; ; n++ {
+	for n := 0; ; n += stride(7) {
 		mem, r := offlineRepo(t)
 		anchor := r.Root()
 		mem.FailAfter(n)
@@ -534,6 +542,9 @@ func TestRefreshAsksPersons(t *testing.T) {
 // TestManyRootsOffline: more rotations than a device follows at once; each of
 // them is reached in the end.
 func TestManyRootsOffline(t *testing.T) {
+	if testing.Short() {
+		t.Skip("hundreds of signatures are slow under the race detector")
+	}
 	w := offlineWorld(t)
 	for range maxRootRotations + 2 {
 		if err := w.repo.EditRoot(t.Context(), nil, w.now); !errors.Is(err, ErrPending) {

@@ -12,6 +12,9 @@ import (
 )
 
 func TestCreateOpen(t *testing.T) {
+	if testing.Short() {
+		t.Skip("passphrases are slow under the race detector")
+	}
 	path := filepath.Join(t.TempDir(), "alice.key")
 	pub, err := Create(path, "alice", []byte("correct horse"))
 	if err != nil {
@@ -47,6 +50,9 @@ func TestCreateOpen(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
+	if testing.Short() {
+		t.Skip("passphrases are slow under the race detector")
+	}
 	dir := t.TempDir()
 	path := filepath.Join(dir, "k")
 	if _, err := Create(path, "a", []byte("short")); !errors.Is(err, ErrPassphrase) {
