@@ -86,7 +86,8 @@ func (m manifests) Tags(ctx context.Context, name string) ([]string, error) {
 }
 
 // grants lets a device read the blobs of the releases that it should run, says
-// it runs, or was told to run before it learns of a change.
+// it runs, or was told to run before it learns of a change; and a cache those of
+// its site.
 type grants struct{ s *Server }
 
 var errNotGranted = errors.New("no release of this device contains the blob")
@@ -98,6 +99,12 @@ func (g grants) MayRead(_ context.Context, device string, d ota.Digest) error {
 	}
 	for _, r := range []ota.Digest{v.WantedRelease, v.Running, v.WantedBefore} {
 		if r != "" && g.s.catalog.Contains(v.Tenant, r, d) {
+			return nil
+		}
+	}
+	// A cache serves the other devices of its site.
+	for _, r := range g.s.fleet.SiteReleases(device) {
+		if g.s.catalog.Contains(v.Tenant, r, d) {
 			return nil
 		}
 	}

@@ -175,6 +175,9 @@ func deviceDetails(w io.Writer, d *fleetv1.Device, readings []*fleetv1.Reading) 
 	row(w, "target", d.GetTarget())
 	row(w, "labels", labels(d.GetLabels()))
 	row(w, "capabilities", strings.Join(d.GetCapabilities(), ","))
+	if len(d.GetServes()) > 0 {
+		row(w, "serves its site at", strings.Join(d.GetServes(), ", "))
+	}
 	row(w, "agent", d.GetAgentVersion())
 	if t := d.GetCertificateNotAfter(); t != nil {
 		row(w, "certificate", "until "+stamp(t))

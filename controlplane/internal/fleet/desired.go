@@ -113,6 +113,9 @@ func (f *Fleet) makeFrom(ctx context.Context, tw *twin, b basis, in Intent, para
 	now := f.cfg.Now()
 	expires := now.Add(f.cfg.DesiredLife)
 	d.IssuedAt, d.ExpiresAt = now.Unix(), expires.Unix()
+	if err := f.befriend(&d, dev, in.Release); err != nil {
+		return nil, err
+	}
 	payload, err := wire.Marshal(&d)
 	if err != nil {
 		return nil, err

@@ -142,9 +142,11 @@ type Fleet struct {
 
 	mu    sync.RWMutex // guards twins, dirty, link and hello rate
 	twins map[string]*twin
-	dirty map[*twin]struct{}
-	link  Link
-	hello rate
+	// The devices of each site, and of them the caches that told where they serve.
+	sites, serving map[site]members
+	dirty          map[*twin]struct{}
+	link           Link
+	hello          rate
 }
 
 // twin is one device in memory.
@@ -163,6 +165,7 @@ type twin struct {
 	boot          uint64
 	lastSeen      time.Time
 	agent         string
+	serves        []string // addresses, of a cache; never changed in place
 	clockDoubtful bool
 
 	held       wire.Held
@@ -189,7 +192,7 @@ func New(cfg Config) (*Fleet, error) {
 	}
 	f := &Fleet{
 		cfg: cfg, metrics: newMetrics(cfg.Registry), queue: newQueue(),
-		params: map[string][]store.Parameter{}, policy: map[string][]policy.Setting{}, twins: map[string]*twin{}, dirty: map[*twin]struct{}{}, epoch: 1,
+		params: map[string][]store.Parameter{}, policy: map[string][]policy.Setting{}, twins: map[string]*twin{}, sites: map[site]members{}, serving: map[site]members{}, dirty: map[*twin]struct{}{}, epoch: 1,
 	}
 	f.events = store.NewAppender(cfg.Store, func(ctx context.Context, tx *store.Tx, rows []store.Event) error { return tx.AddEvents(ctx, rows) })
 	return f, nil

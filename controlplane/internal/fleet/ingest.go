@@ -169,7 +169,8 @@ func (f *Fleet) helloed(ctx context.Context, tw *twin, payload []byte) error {
 	future := tw.setHeld(h.Held)
 	tw.sendAfter = time.Time{} // a new connection is answered at once
 	tw.mu.Unlock()
-	if err := errors.Join(f.afterHeld(ctx, tw, future), f.odd(ctx, tw, odd)); err != nil {
+	unfit := f.offered(tw, h.Peer)
+	if err := errors.Join(f.afterHeld(ctx, tw, future), f.odd(ctx, tw, odd), f.odd(ctx, tw, unfit)); err != nil {
 		return err
 	}
 	tw.mu.Lock()

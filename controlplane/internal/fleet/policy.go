@@ -28,8 +28,9 @@ func policyRow(s policy.Setting) store.PolicySetting {
 	return store.PolicySetting{Scope: int(s.Scope), Subject: s.Subject, Key: s.Key, Value: s.Value}
 }
 
-// restrain fills the policy of d, which runs something. It returns the digest
-// of it and what is kept of the extra.
+// restrain fills the policy of d, which runs something or serves others. It
+// returns the digest of it, and of whether it serves, and what is kept of the
+// extra.
 func (f *Fleet) restrain(d *wire.Desired, dev store.Device, in Intent) (digest []byte, extra string, err error) {
 	if in.Extra != (policy.Extra{}) {
 		text, err := json.Marshal(in.Extra)
@@ -38,14 +39,18 @@ func (f *Fleet) restrain(d *wire.Desired, dev store.Device, in Intent) (digest [
 		}
 		extra = string(text)
 	}
-	if in.Release == "" {
+	cache := isCache(dev)
+	if in.Release == "" && !cache {
 		return nil, extra, nil
 	}
 	d.Policy = policy.Wire(policy.Merge(f.policy[dev.Tenant], dev.Labels[SiteLabel], dev.ID), in.Extra)
-	if d.Policy == nil {
+	if d.Policy == nil && !cache {
 		return nil, extra, nil
 	}
-	raw, err := wire.Marshal(d.Policy)
+	raw, err := wire.Marshal(&struct {
+		Policy *wire.Policy `cbor:"1,keyasint,omitempty"`
+		Cache  bool         `cbor:"2,keyasint,omitempty"`
+	}{d.Policy, cache})
 	if err != nil {
 		return nil, "", err
 	}

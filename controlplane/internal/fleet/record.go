@@ -140,13 +140,14 @@ func (f *Fleet) edit(ctx context.Context, tenant, id string, change func(*store.
 		return View{}, fmt.Errorf("%w: %s", ErrUnknownDevice, id)
 	}
 	b := tw.basis()
-	before := record(b.dev)
+	before, served := record(b.dev), isCache(b.dev)
 	b.dev.Labels, b.dev.Capabilities = maps.Clone(b.dev.Labels), slices.Clone(b.dev.Capabilities)
 	if err := change(&b.dev); err != nil {
 		return View{}, err
 	}
 	var all []made
-	if b.wanted != nil && b.wanted.Release != "" && b.dev.State == store.DeviceActive && !b.future {
+	about := b.wanted != nil && b.wanted.Release != "" || served != isCache(b.dev)
+	if about && b.dev.State == store.DeviceActive && !b.future {
 		m, err := f.makeFrom(ctx, tw, b, intentOf(b.wanted, id), f.params[tenant], false)
 		if err != nil {
 			return View{}, err

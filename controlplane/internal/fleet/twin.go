@@ -28,6 +28,11 @@ func (f *Fleet) add(d store.Device, certNotAfter time.Time) (*twin, error) {
 	if tw.targetChanged { // what it probed since d was read is newer
 		d.Target, d.Hardware = tw.dev.Target, tw.dev.Hardware
 	}
+	f.settle(tw, tw.dev, d)
+	if was := (site{tw.tenant, tw.dev.Labels[SiteLabel]}); len(tw.serves) > 0 && (!isCache(d) || was.name != d.Labels[SiteLabel]) {
+		delete(f.serving[was], tw.id) // until its next hello
+		tw.serves = nil
+	}
 	tw.dev, tw.key = d, key
 	if certNotAfter.After(tw.certNotAfter) {
 		tw.certNotAfter = certNotAfter

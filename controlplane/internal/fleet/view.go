@@ -38,6 +38,8 @@ type View struct {
 	CertNotAfter time.Time
 	Agent        string
 	Boot         uint64
+	// Serves are the addresses at which it serves its site, of a cache.
+	Serves []string
 
 	ClockDoubtful bool
 	// FromFuture: the device holds a generation that was never given; nothing
@@ -99,7 +101,7 @@ func (tw *twin) view() View {
 		Tenant: d.Tenant, ID: d.ID, Name: d.Name, Serial: d.Serial, Hardware: d.Hardware,
 		Labels: maps.Clone(d.Labels), Capabilities: slices.Clone(d.Capabilities), Target: d.Target,
 		State: tw.state(), Online: tw.online, LastSeen: tw.lastSeen, Enrolled: d.Enrolled, CertNotAfter: tw.certNotAfter,
-		Agent: tw.agent, Boot: tw.boot, ClockDoubtful: tw.clockDoubtful, FromFuture: tw.fromFuture,
+		Agent: tw.agent, Boot: tw.boot, Serves: tw.serves, ClockDoubtful: tw.clockDoubtful, FromFuture: tw.fromFuture,
 		RevokedWhy: d.RevokedWhy, ReplacedBy: d.ReplacedBy, Held: tw.held.Generation, Converged: tw.converged(),
 	}
 	if w := tw.wanted; w != nil {

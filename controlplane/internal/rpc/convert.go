@@ -65,7 +65,7 @@ func sumText(sum []byte) string {
 // and conditions come with full.
 func device(v fleet.View, name func(ota.Digest) string, full bool) *fleetv1.Device {
 	d := &fleetv1.Device{
-		Id: v.ID, Tenant: v.Tenant, Name: v.Name, Serial: v.Serial, Hardware: v.Hardware, Labels: v.Labels, Capabilities: v.Capabilities,
+		Id: v.ID, Tenant: v.Tenant, Name: v.Name, Serial: v.Serial, Hardware: v.Hardware, Labels: v.Labels, Capabilities: v.Capabilities, Serves: v.Serves,
 		Target: v.Target, State: states[v.State], LastSeen: stamp(v.LastSeen), Enrolled: stamp(v.Enrolled), CertificateNotAfter: stamp(v.CertNotAfter),
 		AgentVersion: v.Agent, DesiredRelease: string(v.WantedRelease), DesiredReleaseName: name(v.WantedRelease),
 		RunningRelease: string(v.Running), RunningReleaseName: name(v.Running),

@@ -377,6 +377,8 @@ type Device struct {
 	// Bytes that the last update fetched, and by which way; with one device only.
 	BytesFetched int64          `protobuf:"varint,100,opt,name=bytes_fetched,json=bytesFetched,proto3" json:"bytes_fetched,omitempty"`
 	Sources      []*SourceBytes `protobuf:"bytes,101,rep,name=sources,proto3" json:"sources,omitempty"`
+	// Addresses at which it serves the blobs of its site; of a cache.
+	Serves []string `protobuf:"bytes,80,rep,name=serves,proto3" json:"serves,omitempty"`
 	// What its policy makes of its update; absent when it is under none.
 	Transfer      *TransferState `protobuf:"bytes,120,opt,name=transfer,proto3" json:"transfer,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -654,6 +656,13 @@ func (x *Device) GetBytesFetched() int64 {
 func (x *Device) GetSources() []*SourceBytes {
 	if x != nil {
 		return x.Sources
+	}
+	return nil
+}
+
+func (x *Device) GetServes() []string {
+	if x != nil {
+		return x.Serves
 	}
 	return nil
 }
@@ -3715,7 +3724,7 @@ const file_skein_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
 	"\arelease\x18\x03 \x01(\tR\arelease\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12.\n" +
-	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xfb\f\n" +
+	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\x93\r\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -3756,7 +3765,8 @@ const file_skein_fleet_v1_fleet_proto_rawDesc = "" +
 	"\vagent_slots\x18= \x01(\v2\x1a.skein.fleet.v1.AgentSlotsR\n" +
 	"agentSlots\x12#\n" +
 	"\rbytes_fetched\x18d \x01(\x03R\fbytesFetched\x125\n" +
-	"\asources\x18e \x03(\v2\x1b.skein.fleet.v1.SourceBytesR\asources\x129\n" +
+	"\asources\x18e \x03(\v2\x1b.skein.fleet.v1.SourceBytesR\asources\x12\x16\n" +
+	"\x06serves\x18P \x03(\tR\x06serves\x129\n" +
 	"\btransfer\x18x \x01(\v2\x1d.skein.fleet.v1.TransferStateR\btransfer\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
