@@ -151,6 +151,7 @@ bench-ota: build ## bytes and memory of updates, against zstd and chunk stores o
 	deploy/ensure-packages.sh zstd
 	$(BIN)/skein-sim bench ota --out bench-out/ota.json
 	$(BIN)/skein-sim bench large --out bench-out/ota-large.json
+	$(BIN)/skein-sim bench power --out bench-out/ota-power.json
 	$(BIN)/skein-sim bench stream --out bench-out/ota-stream.json
 
 .PHONY: bench-agent

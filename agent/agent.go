@@ -368,7 +368,12 @@ func (a *Agent) start(ctx context.Context) (err error) {
 	if a.facts, err = a.opts.Host.Facts(ctx); err != nil {
 		return fmt.Errorf("learn what this device is: %w", err)
 	}
-	err = a.state.Change(func(s *state.State) { s.Starts++ })
+	if boot := a.facts.BootID; boot == 0 || boot != a.state.Get().Boot { // the power may have been cut
+		if err := a.blobs.DropUnsynced(); err != nil {
+			a.noteDisk(err)
+		}
+	}
+	err = a.state.Change(func(s *state.State) { s.Starts, s.Boot = s.Starts+1, a.facts.BootID })
 	a.noteDisk(err)
 	if err := a.ids.boot(a.opts.Identity.DeviceID, a.facts.BootID, a.state.Get().Starts, err == nil); err != nil {
 		return err

@@ -42,7 +42,7 @@ const (
 	bufSize    = 256 << 10
 	// syncEvery divides a partial: it is synced at each multiple before more is
 	// written, so in a partial that is longer all below the multiple is durable.
-	syncEvery = 8 << 20
+	syncEvery = 256 << 10
 )
 
 // Store keeps blobs. It may be used from several goroutines; calls about the
@@ -180,6 +180,37 @@ func (s *Store) Partial(d ota.Digest) (int64, error) {
 	}
 	n, err := size(f)
 	return n, errors.Join(err, f.Close())
+}
+
+// DropUnsynced cuts every partial to what was synced for certain, less than
+// syncEvery from its end. It is for a machine that started anew, before
+// anything is appended: a power cut may have torn the end, and what is fetched
+// after a torn end would have to be fetched again with it.
+func (s *Store) DropUnsynced() error {
+	entries, err := s.files.ReadDir(partialDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list partials: %w", err)
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			continue
+		}
+		f, err := s.files.OpenAppend(partialDir + "/" + e.Name())
+		if err != nil {
+			return fmt.Errorf("partial %s: %w", e.Name(), err)
+		}
+		n, err := f.Size()
+		if over := n % s.syncEvery; err == nil && over > 0 {
+			err = errors.Join(f.Truncate(n-over), f.Sync())
+		}
+		if err := errors.Join(err, f.Close()); err != nil {
+			return fmt.Errorf("partial %s: %w", e.Name(), err)
+		}
+	}
+	return nil
 }
 
 // Append adds what r holds to the partial of d, whose whole size is size, and

@@ -129,6 +129,7 @@ type State struct {
 	Version int    `json:"version"`
 	Starts  uint64 `json:"starts"` // of the agent
 	Updates uint64 `json:"updates"`
+	Boot    uint64 `json:"boot,omitzero"` // of the machine, at the last start
 
 	Held       wire.Generation `json:"held"`
 	HeldDigest []byte          `json:"held_digest,omitzero"`
