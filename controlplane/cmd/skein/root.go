@@ -224,6 +224,9 @@ func (a *app) classify(ctx context.Context, err error) (code int, text, hint str
 	if se, ok := errors.AsType[statusError](err); ok {
 		return se.exitCode(), text, cmp.Or(hint, se.hint())
 	}
+	if se, ok := errors.AsType[sourceError](err); ok {
+		return se.exitCode(), text, hint
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return exitNotFound, text, hint
