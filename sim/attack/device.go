@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -324,9 +325,7 @@ func (a *application) seen() (counts map[int]int64, gap time.Duration, fault err
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	counts = map[int]int64{}
-	for n, c := range a.counts {
-		counts[n] = c
-	}
+	maps.Copy(counts, a.counts)
 	gap = a.gap
 	if a.served {
 		gap = max(gap, time.Since(a.at))

@@ -39,7 +39,7 @@ type keepers struct {
 }
 
 func keeperKey(name string) ed25519.PrivateKey {
-	return ed25519.NewKeyFromSeed([]byte(fmt.Sprintf("%-32s", name)))
+	return ed25519.NewKeyFromSeed(fmt.Appendf(nil, "%-32s", name))
 }
 
 func publicOf(k ed25519.PrivateKey) trust.NamedKey {

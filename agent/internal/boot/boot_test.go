@@ -179,13 +179,13 @@ func TestTraps(t *testing.T) {
 			t.Fatal(err)
 		}
 		var got []string
-		text := ""
+		var text strings.Builder
 		for _, trap := range inv.Traps() {
 			got = append(got, trap.Name)
-			text += trap.String()
+			text.WriteString(trap.String())
 		}
-		if d := cmp.Diff(c.want, got); d != "" || !strings.Contains(text, c.repair) {
-			t.Errorf("%s: %s\n%s", name, d, text)
+		if d := cmp.Diff(c.want, got); d != "" || !strings.Contains(text.String(), c.repair) {
+			t.Errorf("%s: %s\n%s", name, d, text.String())
 		}
 		if err := inv.Ready(); (err == nil) != (len(c.want) == 0) || err != nil && !errors.Is(err, ErrTrap) {
 			t.Errorf("%s: ready: %v", name, err)

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"sync"
 	"time"
 
@@ -195,9 +196,7 @@ func (s *Slots) Put(ctx context.Context, d ota.Digest, size int64, binary io.Rea
 // set replaces the content of a slot; the map is never written through.
 func (r *Record) set(slot string, b Binary) {
 	next := map[string]Binary{}
-	for k, v := range r.Slots {
-		next[k] = v
-	}
+	maps.Copy(next, r.Slots)
 	if b.Digest == "" {
 		delete(next, slot)
 	} else {

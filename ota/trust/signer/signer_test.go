@@ -29,7 +29,7 @@ import (
 var start = time.Date(2026, 11, 24, 9, 0, 0, 0, time.UTC)
 
 func person(name string) ed25519.PrivateKey {
-	return ed25519.NewKeyFromSeed([]byte(fmt.Sprintf("%-32s", name)))
+	return ed25519.NewKeyFromSeed(fmt.Appendf(nil, "%-32s", name))
 }
 
 func named(ks ...ed25519.PrivateKey) []trust.NamedKey {
