@@ -13,7 +13,7 @@ func TestMain(m *testing.M) {
 	// Attacks wait more than they compute: more of them than cores.
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f.Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
-		if err := f.Value.Set("8"); err != nil {
+		if err := f.Value.Set("12"); err != nil {
 			os.Exit(1)
 		}
 	}
@@ -39,13 +39,17 @@ func newSuite(t *testing.T) *Suite {
 	return s
 }
 
-// TestAttacks carries out every attack; none may be short of a verdict.
+// TestAttacks carries out every attack; none may be short of a verdict. With
+// -short those that need no control plane of their own.
 func TestAttacks(t *testing.T) {
 	t.Parallel()
 	s := newSuite(t)
 	for _, a := range List() {
 		t.Run(a.Name, func(t *testing.T) {
 			t.Parallel()
+			if a.place != shared && testing.Short() {
+				t.Skip("it has a control plane of its own")
+			}
 			if a.Slow && (testing.Short() || os.Getenv("SKEIN_SLOW") == "") {
 				t.Skip("set SKEIN_SLOW=1")
 			}
