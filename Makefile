@@ -83,7 +83,7 @@ test-fetch: ## skein-fetch against a real S3 server
 	SKEIN_VERSITYGW=$(BIN)/versitygw GOWORK=off go -C $(FETCH) test -count=1 -timeout 5m .
 
 .PHONY: test-foreign
-test-foreign: ## against onnx.checker, ONNX Runtime, python-tuf and the TUF conformance suite
+test-foreign: ## against onnx.checker, ONNX Runtime, python-tuf and, if SKEIN_TUF_CONFORMANCE names it, the TUF conformance suite
 	deploy/test-foreign.sh
 
 .PHONY: test-dashboard
