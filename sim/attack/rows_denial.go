@@ -21,14 +21,14 @@ const (
 // denialAttacks can only be borne.
 func denialAttacks() []Attack {
 	return []Attack{
-		{Name: "drop-request", Row: "drop-request", Class: "link-offline", Refuser: "the committed release needs no network; a link without an answer for 30 s is ended", Denial: true, Slow: true,
+		{Name: "drop-request", Row: "drop-request", Class: "link-offline", Refuser: "the committed release needs no network; a link without an answer is ended within a minute", Denial: true, Slow: true,
 			strike: func(ctx context.Context, s *scene) error {
 				if err := s.bait(ctx); err != nil {
 					return err
 				}
 				s.d.line.Hole()
 				return nil
-			}, lift: restore, jitter: func(s *scene) error { return spread(s.d.dialled(s.begun), 0, 10, patience) }},
+			}, lift: restore, jitter: func(s *scene) error { return spread(s.d.dialled(s.begun), 0, 10, 3*patience) }},
 		{Name: "cut-line", Row: "drop-request", Class: "link-offline", Refuser: "the committed release needs no network", Denial: true,
 			strike: func(ctx context.Context, s *scene) error {
 				s.d.line.Cut()
@@ -177,7 +177,11 @@ func (s *scene) bear(ctx context.Context, r *Result) error {
 	if err := s.a.strike(ctx, s); err != nil {
 		return fmt.Errorf("carry out the attack: %w", err)
 	}
-	named := wait(ctx, 2*patience, func() (bool, error) { return s.holds(ctx) })
+	limit := patience
+	if s.a.Slow {
+		limit = 4 * patience
+	}
+	named := wait(ctx, limit, func() (bool, error) { return s.holds(ctx) })
 	pause(ctx, hold)
 	counts, gap, fault := s.d.app.seen()
 	var err error

@@ -104,7 +104,7 @@ func (d *device) answers() int {
 	return d.app.last
 }
 
-var errPatience = errors.New("not within " + patience.String())
+var errPatience = errors.New("not in time")
 
 // until looks until cond holds.
 func (s *scene) until(ctx context.Context, cond func() (bool, error)) error {
@@ -125,7 +125,7 @@ func wait(ctx context.Context, limit time.Duration, cond func() (bool, error)) e
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-deadline.C:
-			return errPatience
+			return fmt.Errorf("%w: waited %s", errPatience, limit)
 		case <-tick.C:
 		}
 	}
