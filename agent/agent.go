@@ -12,7 +12,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -116,6 +115,12 @@ type Options struct {
 	LocalSocket string
 	LogTail     func(limit int) []string
 
+	// PeerListen is where this device serves its siblings, HOST:PORT, when its
+	// desired state tells it to; empty is nowhere. PeerCache bounds what it fetches
+	// for them alone; 0 means 4 GiB.
+	PeerListen string
+	PeerCache  int64
+
 	// Agents are the slots of the agent's own binary, where a supervisor starts
 	// it; Boot is the machine's boot chain, where it has two root file systems.
 	Agents SelfUpdate
@@ -172,6 +177,7 @@ type Agent struct {
 	golden    goldenShare
 	held      holdReason
 	stick     *stick
+	siblings  siblings
 	carrying  trust.MetadataSource // of the bundle that is judged; of the accept loop alone
 	strangers strangers            // of the accept loop alone
 	served    bool                 // the committed workload served; of the reconcile loop alone
@@ -213,6 +219,9 @@ func New(o Options) (*Agent, error) {
 		a.wakeReport.set()
 		a.wakeEvents.set()
 	})
+	if err := checkPeerListen(o.PeerListen); err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
 	if err := a.open(); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
@@ -277,7 +286,7 @@ func (a *Agent) open() (err error) {
 		Logger: a.log, Target: func() ota.Target { return a.facts.Target }, Params: a.openParams, Agrees: a.agrees,
 		BytesBy: a.chain.Bytes, Free: o.Host.DiskFree, Reserve: a.budget.Reserve, Memory: a.memory, Gate: a.budget, Now: o.Now, LoadTimeout: o.LoadTimeout, SoakEvery: o.SoakEvery,
 		Hook: o.StepHook, Observe: a.observeStep, Proven: a.observeProof,
-		Agents: agentsOf(o.Agents), Boot: o.Boot, BootID: func() uint64 { return a.facts.BootID }, Restart: a.handOver, Point: o.PointHook,
+		Agents: agentsOf(o.Agents), Boot: a.bootOf(o.Boot), BootID: func() uint64 { return a.facts.BootID }, Restart: a.handOver, Point: o.PointHook,
 		Offer: a.mirrors.Offer, Waiting: a.noteWaiting, Tend: a.tend, TendEvery: o.CheckEvery, Refused: a.noteRefused,
 	})
 	return nil
@@ -286,7 +295,7 @@ func (a *Agent) open() (err error) {
 // connectParts makes what talks to the control plane.
 func (a *Agent) connectParts() error {
 	o := a.opts
-	roots := func() (*x509.CertPool, error) { return a.identity.Load().Roots() }
+	roots := a.roots
 	if _, err := roots(); err != nil {
 		return err
 	}
@@ -306,7 +315,7 @@ func (a *Agent) connectParts() error {
 		}
 	}
 	a.connectTransfer()
-	a.fetcher = &fetch.Fetcher{Store: a.blobs, Source: a.chain}
+	a.fetcher = &fetch.Fetcher{Store: a.blobs, Source: a.source()}
 	if o.TuneFetch != nil {
 		o.TuneFetch(a.fetcher)
 	}
@@ -354,6 +363,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	loop("local socket", a.serveLocal)
 	loop("trial", a.trialLoop)
 	loop("boot chain", a.bootLoop)
+	loop("peers", a.peerLoop)
 	<-ctx.Done()
 	wg.Wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
@@ -370,6 +380,9 @@ func (a *Agent) start(ctx context.Context) (err error) {
 	}
 	if boot := a.facts.BootID; boot == 0 || boot != a.state.Get().Boot { // the power may have been cut
 		if err := a.blobs.DropUnsynced(); err != nil {
+			a.noteDisk(err)
+		}
+		if err := a.dropUnsyncedCache(); err != nil {
 			a.noteDisk(err)
 		}
 	}

@@ -222,6 +222,7 @@ func (a *Agent) accept(ctx context.Context, raw []byte) error {
 	}
 	a.log.Info("desired state accepted", "generation", d.Generation.String())
 	a.usePolicy(&d)
+	a.siblings.wake.set()
 	wanted := ""
 	if i, err := a.install(&d); err == nil {
 		wanted = i.WorkloadID()

@@ -213,7 +213,7 @@ func (a *Agent) hello(ctx context.Context) error {
 	_, doubtful := a.clock()
 	return a.send(ctx, wire.UpHello, &wire.Hello{
 		ID: a.ids.next(), Held: a.heldState(), Target: a.facts.Target.String(), Capability: wire.CapabilityVersion,
-		Clock: wire.Clock{UnixMilli: now.UnixMilli(), Doubtful: doubtful}, Agent: a.opts.Version, Hardware: a.facts.Hardware,
+		Clock: wire.Clock{UnixMilli: now.UnixMilli(), Doubtful: doubtful}, Agent: a.opts.Version, Hardware: a.facts.Hardware, Peer: a.serves(),
 	})
 }
 

@@ -47,6 +47,7 @@ func (a *Agent) connectTransfer() {
 	for i, w := range a.ways { // these go through the default route
 		a.ways[i].Source = a.budget.Meter(w.Source)
 	}
+	a.connectPeers()
 	a.chain = fetch.NewChain(time.Now, a.waysNow)
 	a.chain.Told = a.noteLie
 	if a.opts.Metadata == nil {
@@ -61,11 +62,16 @@ func (a *Agent) noteLie(way string, d ota.Digest) {
 	a.board.Event(wire.Event{ID: a.ids.next(), Kind: "refused", Attack: trust.ClassWrongHash, Message: fmt.Sprintf("%s gave wrong bytes of %s and is avoided", way, d.Short())})
 }
 
-// waysNow are the ways to blobs in the order of cost.
-func (a *Agent) waysNow() []fetch.Named { return a.stick.ways(a.ways) }
+// waysNow are the ways to blobs in the order of cost: a bundle, the siblings of
+// this site, and those that go through the default route.
+func (a *Agent) waysNow() []fetch.Named {
+	return a.stick.ways(slices.Concat(a.peerWays(), a.ways))
+}
 
 // freeWays reports whether there are ways that no allowance counts.
-func (a *Agent) freeWays() bool { return len(a.waysNow()) > len(a.ways) }
+func (a *Agent) freeWays() bool {
+	return a.stick.there() || slices.ContainsFunc(a.peerWays(), func(n fetch.Named) bool { return n.Key != ownCache })
+}
 
 // httpsMetadata is get, not asked while HTTPS is known not to get through and
 // the link is up.

@@ -38,6 +38,8 @@ type runOptions struct {
 	fetcher, fetcherUser      string
 	fetcherDir                string
 	tegrastats                []string
+	peerListen                string
+	peerCacheMiB              int64
 	verbose, check            bool
 	claim                     enrollOptions
 }
@@ -71,6 +73,8 @@ func runCommand(s streams) *cobra.Command {
 	f.StringVar(&o.fetcher, "fetcher", "", "skein-fetch, for mirrors that releases name (default: beside this program; none: no mirrors)")
 	f.StringVar(&o.fetcherUser, "fetcher-user", "", "user that skein-fetch runs as, where the agent is root")
 	f.StringVar(&o.fetcherDir, "fetcher-dir", "", "scratch folder of skein-fetch; with --fetcher-user one that this user can reach (default: below --state)")
+	f.StringVar(&o.peerListen, "peer-listen", ":7443", "where to serve the other devices of the site, once the control plane makes this device their cache; empty: never")
+	f.Int64Var(&o.peerCacheMiB, "peer-cache-mib", 4096, "bound of what is fetched for them alone")
 	f.BoolVar(&o.verbose, "verbose", false, "log debug lines too")
 	f.BoolVar(&o.check, "check", false, "check configuration, identity and state, print what this device is, and exit")
 	f.StringVar(&o.claim.server, "server", "", "enrol here first if this device is not enrolled")
@@ -160,7 +164,7 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 		Host: machine, Runtime: rt, Files: files, Spool: sp, Logger: log, Version: version, Floor: buildTime(), Zone: zone,
 		MQTTOver: agent.Transport(o.mqttOver), Heartbeat: o.heartbeat, TelemetryEvery: o.sample, BlockEvery: o.blocks, LoadTimeout: o.loadTimeout,
 		Agents: agents, Boot: chain, Fetcher: fetcher,
-		LocalSocket: o.socket, LogTail: tail.Lines,
+		LocalSocket: o.socket, LogTail: tail.Lines, PeerListen: o.peerListen, PeerCache: o.peerCacheMiB << 20,
 	})
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ package pki
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -46,7 +47,7 @@ func ClientConfig(roots Roots, host string, now Now, cert func() *tls.Certificat
 		if err != nil {
 			return err
 		}
-		return verifyChain(cs.PeerCertificates, pool, host, now)
+		return verifyChain(cs.PeerCertificates, pool, host, now, x509.ExtKeyUsageServerAuth)
 	}
 	return config(host, verify, cert)
 }
@@ -67,7 +68,7 @@ func PinnedConfig(spkiHash [sha256.Size]byte, host string, now Now) *tls.Config 
 		if !found {
 			return ErrNoCA
 		}
-		return verifyChain(cs.PeerCertificates, roots, host, now)
+		return verifyChain(cs.PeerCertificates, roots, host, now, x509.ExtKeyUsageServerAuth)
 	}
 	return config(host, verify, nil)
 }
@@ -118,9 +119,9 @@ func (s sessions) Get(server string) (*tls.ClientSessionState, bool) {
 // Put implements tls.ClientSessionCache.
 func (s sessions) Put(server string, st *tls.ClientSessionState) { s.cache.Put(s.key(server), st) }
 
-func verifyChain(chain []*x509.Certificate, roots *x509.CertPool, host string, now Now) error {
+func verifyChain(chain []*x509.Certificate, roots *x509.CertPool, host string, now Now, usage x509.ExtKeyUsage) error {
 	if len(chain) == 0 {
-		return errors.New("server sent no certificate")
+		return errors.New("no certificate was sent")
 	}
 	at, doubtful := now()
 	if doubtful && chain[0].NotBefore.After(at) {
@@ -132,10 +133,10 @@ func verifyChain(chain []*x509.Certificate, roots *x509.CertPool, host string, n
 	}
 	_, err := chain[0].Verify(x509.VerifyOptions{
 		DNSName: host, Roots: roots, Intermediates: between, CurrentTime: at,
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		KeyUsages: []x509.ExtKeyUsage{usage},
 	})
 	if err != nil {
-		return fmt.Errorf("verify certificate of %s: %w", host, err)
+		return fmt.Errorf("verify certificate of %s: %w", cmp.Or(host, "a device"), err)
 	}
 	return nil
 }
