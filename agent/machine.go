@@ -187,6 +187,30 @@ func (a *Agent) confirmBoot(ctx context.Context) {
 	}
 }
 
+// watchedBoot is a boot chain whose inventories, whoever asks, are told.
+type watchedBoot struct {
+	Bootloader
+	note func(boot.Inventory)
+}
+
+// Inventory implements Bootloader.
+func (w watchedBoot) Inventory(ctx context.Context) (boot.Inventory, error) {
+	inv, err := w.Bootloader.Inventory(ctx)
+	if err == nil {
+		w.note(inv)
+	}
+	return inv, err
+}
+
+// bootOf is the boot chain for the executor: what its preflight sees is told at
+// once.
+func (a *Agent) bootOf(b Bootloader) boot.Bootloader {
+	if b == nil {
+		return nil
+	}
+	return watchedBoot{b, a.noteBoot}
+}
+
 func (a *Agent) lookAtBoot(ctx context.Context) {
 	inv, err := a.opts.Boot.Inventory(ctx)
 	if err != nil {
@@ -196,11 +220,16 @@ func (a *Agent) lookAtBoot(ctx context.Context) {
 		}
 		return
 	}
+	a.noteBoot(inv)
+}
+
+// noteBoot keeps an inventory and the condition that follows from it.
+func (a *Agent) noteBoot(inv boot.Inventory) {
 	a.boots.mu.Lock()
 	a.boots.inv = &inv
 	a.boots.mu.Unlock()
 	u := a.state.Get().Update
-	err = inv.Ready()
+	err := inv.Ready()
 	if u != nil && u.OS != nil { // its own switch is no trap
 		err = nil
 	}

@@ -34,6 +34,7 @@ const (
 	DiskFull  Kind = "diskfull"  // the device's disk has no room but what is given
 	Heat      Kind = "heat"      // the air around the board
 	Clock1970 Kind = "clock1970" // the wall clock falls back to 1970
+	BootTrap  Kind = "boottrap"  // the boot chain gets into a state of the field
 )
 
 // Fault is one thing that goes wrong on some devices at some time.
@@ -52,6 +53,7 @@ type Fault struct {
 	Free      int64         // diskfull: bytes left
 	Celsius   float64       // heat
 	Sync      time.Duration // clock1970: until NTP mends it; 0 means never
+	Trap      string        // boottrap: unbootable, retries, unarmed or capsule
 }
 
 // option is one key of a fault's text.
@@ -105,19 +107,31 @@ var options = []option{
 	{"to", []Kind{Heat},
 		func(f *Fault, v string) (err error) { f.Celsius, err = celsius(v); return err },
 		func(f *Fault) string { return floatText(f.Celsius) }},
+	{"trap", []Kind{BootTrap},
+		func(f *Fault, v string) error {
+			if !slices.Contains(Traps, v) {
+				return fmt.Errorf("want one of %v", Traps)
+			}
+			f.Trap = v
+			return nil
+		},
+		func(f *Fault) string { return f.Trap }},
 	{"sync", []Kind{Clock1970},
 		func(f *Fault, v string) (err error) { f.Sync, err = duration(v); return err },
 		func(f *Fault) string { return durationText(f.Sync) }},
 }
 
+// Traps are the states of a boot chain that boottrap knows.
+var Traps = []string{"unbootable", "retries", "unarmed", "capsule"}
+
 // required names the option without which a kind means nothing.
 var required = map[Kind][]string{
-	Lose: {"rate"}, Corrupt: {"rate"}, Heat: {"to"}, Slow: {"bandwidth", "latency"},
+	Lose: {"rate"}, Corrupt: {"rate"}, Heat: {"to"}, Slow: {"bandwidth", "latency"}, BootTrap: {"trap"},
 }
 
 // Kinds lists the kinds in the order of their constants.
 func Kinds() []Kind {
-	return []Kind{Cut, Hole, Block, Slow, Lose, Kill, Corrupt, DiskFull, Heat, Clock1970}
+	return []Kind{Cut, Hole, Block, Slow, Lose, Kill, Corrupt, DiskFull, Heat, Clock1970, BootTrap}
 }
 
 // Parse reads the form of the command line, fields between colons:

@@ -62,6 +62,9 @@ type Board struct {
 
 	baseMB, claimedMB float64
 	freeBlocks        float64
+
+	chain *BootChain // nil on boards without two root file systems
+	l4t   string     // of the system that runs, when not the model's
 }
 
 // New returns a booted, idle board in thermal equilibrium.
@@ -85,6 +88,9 @@ func New(m *Model, o Options) (*Board, error) {
 	}
 	b.serial = fmt.Sprintf("14%011d", b.rng.Int64N(100_000_000_000))
 	b.baseMB = m.RAMMB * (0.12 + 0.06*b.rng.Float64())
+	if m.Jetson() {
+		b.chain = NewBootChain(m.L4T)
+	}
 	b.clock.start(o.Clock, b.rng)
 	b.boot()
 	b.govern()
@@ -113,7 +119,28 @@ func (b *Board) Model() *Model { return b.model }
 func (b *Board) Serial() string { return b.serial }
 
 // Target is what an engine for this board is bound to.
-func (b *Board) Target() ota.Target { return b.model.Target() }
+func (b *Board) Target() ota.Target {
+	t := b.model.Target()
+	if b.l4t != "" {
+		t.Attrs["l4t"] = b.l4t
+	}
+	return t
+}
+
+// Boot returns the boot chain, nil on boards without two root file systems.
+func (b *Board) Boot() *BootChain { return b.chain }
+
+// PowerOn lets the boot chain start a system; without one nothing changes.
+func (b *Board) PowerOn() error {
+	if b.chain == nil {
+		return nil
+	}
+	image, err := b.chain.Start()
+	if err == nil {
+		b.l4t = image.L4T
+	}
+	return err
+}
 
 // Mode is the name of the power mode in force.
 func (b *Board) Mode() string { return b.mode.Name }

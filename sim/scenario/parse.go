@@ -26,6 +26,8 @@ const (
 	maxLength = 366 * 24 * time.Hour
 )
 
+var l4tRE = regexp.MustCompile(`^[0-9]{1,3}(\.[0-9]{1,3}){1,3}$`)
+
 var nameRE = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
 
 // Parse reads a script. Its errors begin with the number of the line.
@@ -208,13 +210,20 @@ func faultAction(at time.Duration, args []string) (Action, error) {
 
 func releaseAction(args []string) (Action, error) {
 	if len(args) == 0 || !nameRE.MatchString(args[0]) {
-		return nil, errors.New("want: at TIME release NAME [defect=DEFECT]")
+		return nil, errors.New("want: at TIME release NAME [defect=DEFECT] [os=L4T[,dead]]")
 	}
 	r := Release{Name: args[0]}
 	err := fields(args[1:], map[string]func(string) error{
 		"defect": func(v string) error {
 			if r.Defect = Defect(v); !slices.Contains(Defects, r.Defect) {
 				return fmt.Errorf("want one of %v", Defects)
+			}
+			return nil
+		},
+		"os": func(v string) error {
+			r.OS, r.DeadOS = strings.CutSuffix(v, ",dead")
+			if !l4tRE.MatchString(r.OS) {
+				return errors.New("want an L4T version, as 39.2.0 or 39.2.0,dead")
 			}
 			return nil
 		},

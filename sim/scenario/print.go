@@ -90,10 +90,18 @@ func (f Fault) text() string {
 }
 
 func (r Release) text() string {
-	if r.Defect == Good {
-		return "release " + r.Name
+	w := words{"release", r.Name}
+	if r.Defect != Good {
+		w = append(w, "defect="+string(r.Defect))
 	}
-	return "release " + r.Name + " defect=" + string(r.Defect)
+	if r.OS != "" {
+		text := "os=" + r.OS
+		if r.DeadOS {
+			text += ",dead"
+		}
+		w = append(w, text)
+	}
+	return strings.Join(w, " ")
 }
 
 func (r Rollout) text() string {

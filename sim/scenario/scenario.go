@@ -69,6 +69,10 @@ var Defects = []Defect{Wrong, Slower, Crash, Refused, Broken}
 type Release struct {
 	Name   string
 	Defect Defect
+	// OS is the L4T that the release brings to the Jetsons of the fleet, empty
+	// for none; DeadOS one that does not start.
+	OS     string
+	DeadOS bool
 }
 
 // Size is a number of devices or a share of them.

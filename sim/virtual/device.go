@@ -69,6 +69,7 @@ type Device struct {
 	disk    *disk              // of this boot
 	downFor time.Duration
 	starts  int
+	reboot  bool   // the machine restarts, not its agent alone
 	iface   string // of the default route
 	cuts    int    // faults that hold the line down
 	holes   int    // and those that let nothing pass
@@ -100,6 +101,19 @@ func New(o Options) (*Device, error) {
 // everything on it at once and boots it again.
 func (d *Device) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
+		var dark error
+		d.mu.Lock()
+		again := d.starts == 0 || d.reboot // else the agent alone was killed
+		d.reboot = false
+		d.mu.Unlock()
+		d.board.with(func(b *jetson.Board) {
+			if c := b.Boot(); again || c != nil && c.Active != c.Current {
+				dark = b.PowerOn()
+			}
+		})
+		if dark != nil {
+			return fmt.Errorf("device %s: %w", d.name, dark)
+		}
 		power, off := context.WithCancel(ctx)
 		disk := &disk{storage: d.storage}
 		d.mu.Lock()
@@ -162,7 +176,7 @@ func (d *Device) boot(ctx context.Context, disk *disk, server *server) error {
 	}
 	a, err := agent.New(agent.Options{
 		Identity: identity, Host: host{d}, Runtime: server, Files: disk, Dial: d.dial, WrapLink: d.radio.wrap,
-		Logger: d.o.Logger.With("name", d.name), Now: d.now, Zone: cmp.Or(d.o.Zone, time.UTC), Version: "sim",
+		Boot: d.bootloader(), Logger: d.o.Logger.With("name", d.name), Now: d.now, Zone: cmp.Or(d.o.Zone, time.UTC), Version: "sim",
 		Heartbeat: d.o.Heartbeat, TelemetryEvery: d.o.TelemetryEvery, BlockEvery: d.o.BlockEvery, CheckEvery: d.o.CheckEvery,
 	})
 	if err != nil {

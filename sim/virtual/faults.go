@@ -37,6 +37,12 @@ func (d *Device) Inject(f fault.Fault) {
 			sync = -1
 		}
 		d.board.with(func(b *jetson.Board) { b.ResetClock(sync) })
+	case fault.BootTrap:
+		d.board.with(func(b *jetson.Board) {
+			if c := b.Boot(); c != nil {
+				c.Trap(jetson.BootTrap(f.Trap))
+			}
+		})
 	case fault.Kill:
 		d.Kill(f.Down)
 	}
@@ -65,7 +71,7 @@ func (d *Device) Heal(f fault.Fault) {
 		}
 	case fault.Clock1970:
 		d.board.with(func(b *jetson.Board) { b.ResetClock(0) })
-	case fault.Kill:
+	case fault.Kill, fault.BootTrap:
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"github.com/skein-fleet/skein/ota"
 	releasev1 "github.com/skein-fleet/skein/proto/gen/skein/release/v1"
 	rolloutv1 "github.com/skein-fleet/skein/proto/gen/skein/rollout/v1"
+	"github.com/skein-fleet/skein/sim/jetson"
 	"github.com/skein-fleet/skein/sim/meter"
 	"github.com/skein-fleet/skein/sim/scenario"
 	"github.com/skein-fleet/skein/telemetry"
@@ -114,7 +116,11 @@ func (s *stage) release(ctx context.Context, a scenario.Release) error {
 
 // publish makes the release, or finds it when an answer was lost.
 func (s *stage) publish(ctx context.Context, a scenario.Release, model string) (*made, error) {
-	r, err := s.op.Release(ctx, &releasev1.CreateReleaseRequest{Name: meter.ModelName, Version: a.Name, Model: model, SoakSeconds: deviceSoak})
+	machine, err := s.systems(ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	r, err := s.op.Release(ctx, &releasev1.CreateReleaseRequest{Name: meter.ModelName, Version: a.Name, Model: model, SoakSeconds: deviceSoak, Machine: machine})
 	if err != nil {
 		got, gerr := s.op.Releases.GetRelease(ctx, &releasev1.GetReleaseRequest{Release: meter.ModelName + "@" + a.Name})
 		if gerr != nil {
@@ -123,6 +129,37 @@ func (s *stage) publish(ctx context.Context, a scenario.Release, model string) (
 		r = got.GetRelease()
 	}
 	return &made{defect: a.Defect, digest: r.GetDigest(), name: r.GetName() + "@" + r.GetVersion(), version: strconv.FormatInt(r.GetModelVersion(), 10)}, nil
+}
+
+// systems uploads the operating systems that a release brings: for each kind of
+// Jetson in the fleet one that leads to the same target with another L4T.
+func (s *stage) systems(ctx context.Context, a scenario.Release) (out []*releasev1.MachineLayer, err error) {
+	if a.OS == "" {
+		return nil, nil
+	}
+	image, err := s.op.Upload(ctx, []byte(jetson.OSImage{L4T: a.OS, Dead: a.DeadOS}.String()))
+	if err != nil {
+		return nil, err
+	}
+	devices, err := s.op.Devices(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	seen := map[string]bool{}
+	for _, d := range devices {
+		before, err := ota.ParseTarget(d.GetTarget())
+		if err != nil {
+			return nil, fmt.Errorf("target of device %s: %w", d.GetName(), err)
+		}
+		if before.Attrs["l4t"] == "" || seen[before.String()] {
+			continue
+		}
+		seen[before.String()] = true
+		after := ota.Target{OS: before.OS, Arch: before.Arch, Attrs: maps.Clone(before.Attrs)}
+		after.Attrs["l4t"] = a.OS
+		out = append(out, &releasev1.MachineLayer{Target: before.String(), OsImageDigest: string(image), OsTarget: after.String()})
+	}
+	return out, nil
 }
 
 // damage flips a bit of a blob on the server's disk.
