@@ -304,3 +304,10 @@ func (a *Agent) dropUnsyncedCache() error {
 	}
 	return a.siblings.cache.DropUnsynced()
 }
+
+// spent keeps a patch for siblings that was applied here.
+func (a *Agent) spent(ctx context.Context, patch ota.Digest) {
+	if a.siblings.cache != nil {
+		a.siblings.cache.Keep(ctx, patch)
+	}
+}

@@ -198,7 +198,14 @@ func (c *Cache) begin(d ota.Digest) (end func()) {
 // coming reports whether the device fetches d for itself. c.mu is held.
 func (c *Cache) coming(d ota.Digest) bool {
 	t := c.own[d]
-	return t != nil && (t.open > 0 || c.cfg.Now().Sub(t.ended) <= lingers)
+	if t == nil || t.open > 0 {
+		return t != nil
+	}
+	if c.cfg.Now().Sub(t.ended) > lingers {
+		return false
+	}
+	n, err := c.cfg.Own.Partial(d) // none: it came and is gone, as a patch that was applied
+	return err == nil && n > 0
 }
 
 // Source gives the device what the cache has or pulls already, and nothing else.
@@ -250,14 +257,20 @@ func (c *Cache) Open(ctx context.Context, desc manifest.Descriptor, offset int64
 			return g, nil
 		}
 	}
-	g, err := c.join(ctx, desc)
-	if err != nil {
-		return nil, err
+	for {
+		g, err := c.join(ctx, desc)
+		if err != nil {
+			return nil, err
+		}
+		err = g.start(offset)
+		if err == nil {
+			return g, nil
+		}
+		if g.pull != nil || !errors.Is(err, errStopped) {
+			return nil, err
+		}
+		// The device gave its own transfer up: it is fetched for siblings then.
 	}
-	if err := g.start(offset); err != nil {
-		return nil, err
-	}
-	return g, nil
 }
 
 // join takes part in the transfer that is under way, or begins one.
@@ -288,22 +301,50 @@ func (c *Cache) join(ctx context.Context, desc manifest.Descriptor) (*growing, e
 	return &growing{ctx: ctx, store: c.store, blob: d, pull: p}, nil
 }
 
-// pull fetches one blob.
-func (c *Cache) pull(ctx context.Context, desc manifest.Descriptor, p *pull) {
-	err := c.bring(ctx, desc)
+// Keep copies a blob of the device that it is about to delete, as a patch that
+// was applied: siblings may want it too. Where that does not work they fetch it.
+func (c *Cache) Keep(ctx context.Context, d ota.Digest) {
+	size, err := c.cfg.Own.Size(d)
 	if err != nil {
-		if ctx.Err() == nil {
-			c.cfg.Logger.Info("a blob for siblings does not come", "blob", desc.Digest.Short(), "error", err)
-		}
-		if errors.Is(err, slot.ErrDiskFull) || errors.Is(err, blob.ErrDigestMismatch) {
-			err = errors.Join(err, c.store.Delete(desc.Digest))
-		}
+		return
+	}
+	desc := manifest.Descriptor{Digest: d, Size: size}
+	p := &pull{size: size, done: make(chan struct{})}
+	c.mu.Lock()
+	if c.ctx == nil || c.pulls[d] != nil || c.store.Has(d) || c.makeRoom(desc) != nil {
+		c.mu.Unlock()
+		return
+	}
+	c.pulls[d] = p
+	c.count++
+	c.used[d] = c.count
+	c.mu.Unlock()
+	r, _, err := c.cfg.Own.Open(ctx, d)
+	if err == nil {
+		err = errors.Join(c.store.Put(ctx, d, r), r.Close())
+	}
+	c.ended(d, p, err)
+}
+
+// ended ends a pull.
+func (c *Cache) ended(d ota.Digest, p *pull, err error) {
+	if err != nil {
+		c.cfg.Logger.Info("a blob for siblings does not come", "blob", d.Short(), "error", err)
 	}
 	c.mu.Lock()
 	p.err = err
-	delete(c.pulls, desc.Digest)
+	delete(c.pulls, d)
 	c.mu.Unlock()
 	close(p.done)
+}
+
+// pull fetches one blob.
+func (c *Cache) pull(ctx context.Context, desc manifest.Descriptor, p *pull) {
+	err := c.bring(ctx, desc)
+	if errors.Is(err, slot.ErrDiskFull) || errors.Is(err, blob.ErrDigestMismatch) {
+		err = errors.Join(err, c.store.Delete(desc.Digest))
+	}
+	c.ended(desc.Digest, p, err)
 }
 
 func (c *Cache) bring(ctx context.Context, desc manifest.Descriptor) error {

@@ -220,6 +220,7 @@ func (b *bringer) patch(ctx context.Context, l manifest.Descriptor, p manifest.P
 	defer func() {
 		err = errors.Join(err, data.Close())
 		if ctx.Err() == nil { // else it is needed again
+			x.Spent(ctx, p.Digest)
 			err = errors.Join(err, x.Blobs.Delete(p.Digest))
 		}
 	}()

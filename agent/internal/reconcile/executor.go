@@ -124,6 +124,8 @@ type Config struct {
 	// Offer is told the layers of a release before they are fetched: they may
 	// name mirrors.
 	Offer func([]manifest.Descriptor)
+	// Spent is told of a patch that was applied, before it is deleted.
+	Spent func(ctx context.Context, patch ota.Digest)
 	// Waiting is told why a download waits for the network, nil once it goes on.
 	Waiting func(err error)
 	// Tend is called every TendEvery while a step runs that leaves the runtime
@@ -174,6 +176,9 @@ func NewExecutor(c Config) *Executor {
 	}
 	if c.Offer == nil {
 		c.Offer = func([]manifest.Descriptor) {}
+	}
+	if c.Spent == nil {
+		c.Spent = func(context.Context, ota.Digest) {}
 	}
 	if c.Waiting == nil {
 		c.Waiting = func(error) {}
