@@ -182,6 +182,7 @@ type edge struct {
 
 // TestWalk: the graphs of the TUF conformance suite.
 func TestWalk(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		edges []edge
 		want  []string

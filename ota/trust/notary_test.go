@@ -59,13 +59,18 @@ func delegateDev(t *testing.T, r *Repo) {
 // TestListAcrossPowerCuts: at every point devices find a whole set, and the
 // release can be listed again.
 func TestListAcrossPowerCuts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	delegateDev(t, w.repo)
+	req := autoRequest(t, 9)
 	for n := 0; ; n += stride(5) {
-		w := newWorld(t)
-		delegateDev(t, w.repo)
-		req := autoRequest(t, 9)
-		mem := w.repo.files.(*slot.Mem)
+		mem := after(w.repo.files.(*slot.Mem), false, 0)
+		repo, err := openRepo(mem)
+		if err != nil {
+			t.Fatal(err)
+		}
 		mem.FailAfter(n)
-		err := w.repo.List(t.Context(), req, w.now)
+		err = repo.List(t.Context(), req, w.now)
 		if err == nil {
 			if n < 6 {
 				t.Fatalf("listing took %d operations", n)
@@ -158,26 +163,29 @@ func withNotary(t *testing.T, f, notaryDir slot.Files) *Repo {
 // the repository's, at every operation of each, while a delegation is published
 // and a release listed. Devices that saw anything in between go on.
 func TestNotaryAcrossPowerCuts(t *testing.T) {
+	t.Parallel()
+	w, notaryDisk := notaryWorld(t)
+	key, err := w.repo.AutoKey(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.repo.Delegate(t.Context(), meterPolicy(), []NamedKey{{Key: key}}, start); !errors.Is(err, ErrPending) {
+		t.Fatal(err)
+	}
+	digest, id, sig, err := w.repo.SignDraft("targets", dave.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	filesDisk, req := w.repo.files.(*slot.Mem), autoRequest(t, 4)
 	for _, whose := range []string{"signer", "repository"} {
 		for n := 0; ; n += stride(7) {
-			w, notaryDir := notaryWorld(t)
-			key, err := w.repo.AutoKey(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := w.repo.Delegate(t.Context(), meterPolicy(), []NamedKey{{Key: key}}, start); !errors.Is(err, ErrPending) {
-				t.Fatal(err)
-			}
-			digest, id, sig, err := w.repo.SignDraft("targets", dave.key)
-			if err != nil {
-				t.Fatal(err)
-			}
-			files, req := w.repo.files.(*slot.Mem), autoRequest(t, 4)
+			files, notaryDir := after(filesDisk, false, 0), after(notaryDisk, false, 0)
+			repo := withNotary(t, files, notaryDir)
 			cut := map[string]*slot.Mem{"signer": notaryDir, "repository": files}[whose]
 			cut.FailAfter(n)
-			err = w.repo.AddSignature(t.Context(), "targets", digest, id, sig, start)
+			err := repo.AddSignature(t.Context(), "targets", digest, id, sig, start)
 			if err == nil {
-				err = w.repo.List(t.Context(), req, start)
+				err = repo.List(t.Context(), req, start)
 			}
 			if err == nil {
 				if n < 4 {

@@ -442,6 +442,7 @@ func stride(short int) int {
 // operation: devices always find a whole set, no signature that returned is
 // lost, and what was begun can be finished.
 func TestDraftsAcrossPowerCuts(t *testing.T) {
+	t.Parallel()
 	frank := newPerson("frank")
 	steps := func(r *Repo, now time.Time) error {
 		err := r.EditRoot(t.Context(), []RootEdit{{Role: "targets", Add: named(frank), Remove: []string{"dave"}, Threshold: 2}}, now)
@@ -468,11 +469,16 @@ func TestDraftsAcrossPowerCuts(t *testing.T) {
 		}
 		return nil
 	}
+	disk, r := offlineRepo(t)
+	anchor := r.Root()
 	for n := 0; ; n += stride(7) {
-		mem, r := offlineRepo(t)
-		anchor := r.Root()
+		mem := after(disk, false, 0)
+		r, err := openRepo(mem)
+		if err != nil {
+			t.Fatal(err)
+		}
 		mem.FailAfter(n)
-		err := steps(r, start)
+		err = steps(r, start)
 		if err == nil {
 			if n < 20 {
 				t.Fatalf("a rotation took %d operations", n)
@@ -545,6 +551,7 @@ func TestManyRootsOffline(t *testing.T) {
 	if testing.Short() {
 		t.Skip("hundreds of signatures are slow under the race detector")
 	}
+	t.Parallel()
 	w := offlineWorld(t)
 	for range maxRootRotations + 2 {
 		if err := w.repo.EditRoot(t.Context(), nil, w.now); !errors.Is(err, ErrPending) {

@@ -135,6 +135,7 @@ func TestFastForward(t *testing.T) {
 }
 
 func TestEndlessRootRotation(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	const extra = 10
 	for range maxRootRotations + extra {
@@ -165,15 +166,21 @@ func TestEndlessRootRotation(t *testing.T) {
 // operation: what is on disk is trusted before or after, never a mixture, and
 // the next refresh arrives.
 func TestRefreshAcrossPowerCuts(t *testing.T) {
-	for n := 0; ; n++ {
-		w := newWorld(t)
-		old := w.client.Targets()
-		if err := w.repo.Rotate(t.Context(), metadata.TIMESTAMP, w.now); err != nil {
+	t.Parallel()
+	w := newWorld(t)
+	old := w.client.Targets()
+	if err := w.repo.Rotate(t.Context(), metadata.TIMESTAMP, w.now); err != nil {
+		t.Fatal(err)
+	}
+	path := w.release()
+	for n := 0; ; n += stride(3) {
+		mem := after(w.mem, false, 0)
+		c, err := NewClient(mem, w.anchor)
+		if err != nil {
 			t.Fatal(err)
 		}
-		path := w.release()
-		w.mem.FailAfter(n)
-		err := w.refresh()
+		mem.FailAfter(n)
+		err = c.Refresh(t.Context(), w.source, w.now)
 		if err == nil {
 			if n < 4 {
 				t.Fatalf("refresh took %d operations", n)
@@ -184,8 +191,7 @@ func TestRefreshAcrossPowerCuts(t *testing.T) {
 			t.Fatal(err)
 		}
 		for seed := range seeds(12) {
-			after := w.mem.Crash(seed)
-			c, err := NewClient(after, w.anchor)
+			c, err := NewClient(mem.Crash(seed), w.anchor)
 			if err != nil {
 				t.Fatalf("cut at %d, seed %d: %v", n, seed, err)
 			}
@@ -205,11 +211,16 @@ func TestRefreshAcrossPowerCuts(t *testing.T) {
 // TestAddTargetAcrossPowerCuts: at every point devices find a whole set, and
 // the repository can go on.
 func TestAddTargetAcrossPowerCuts(t *testing.T) {
-	for n := 0; ; n++ {
-		w := newWorld(t)
-		mem := w.repo.files.(*slot.Mem)
+	t.Parallel()
+	w := newWorld(t)
+	for n := 0; ; n += stride(3) {
+		mem := after(w.repo.files.(*slot.Mem), false, 0)
+		repo, err := openRepo(mem)
+		if err != nil {
+			t.Fatal(err)
+		}
 		mem.FailAfter(n)
-		err := w.repo.AddTarget(t.Context(), "releases/meter/9", 9, ota.DigestOf(nil), TargetCustom{Counter: 9}, w.now)
+		err = repo.AddTarget(t.Context(), "releases/meter/9", 9, ota.DigestOf(nil), TargetCustom{Counter: 9}, w.now)
 		if err == nil {
 			return
 		}
@@ -281,6 +292,7 @@ func TestRepoRefusals(t *testing.T) {
 }
 
 func TestRepoRefresh(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	before := string(w.meta("timestamp.json"))
 	if err := w.repo.Refresh(w.now.Add(24 * time.Hour)); err != nil || string(w.meta("timestamp.json")) != before {
@@ -539,12 +551,15 @@ func FuzzRefresh(f *testing.F) {
 
 // TestFullRepo: the list never grows past what devices read.
 func TestFullRepo(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
+	long := "releases/" + strings.Repeat("n", 400) + "/"
+	if err := w.repo.putTarget(long+"0", 1, ota.DigestOf(nil), TargetCustom{Counter: 1}); err != nil {
+		t.Fatal(err)
+	}
+	list := w.repo.targets.Signed.Targets
 	for i := range MaxTargets {
-		path := fmt.Sprintf("releases/%s/%d", strings.Repeat("n", 400), i)
-		if err := w.repo.putTarget(path, 1, ota.DigestOf(nil), TargetCustom{Counter: 1}); err != nil {
-			t.Fatal(err)
-		}
+		list[fmt.Sprint(long, i)] = list[long+"0"]
 	}
 	before := w.meta("timestamp.json")
 	// Already over the number, with what putTarget left in memory only.

@@ -199,8 +199,9 @@ func TestSeenFullDisk(t *testing.T) {
 // is refused half-way and of the one that completes it, over a delegated role:
 // what a device believes is of one time, all of it, and the next refresh arrives.
 func TestLearnAcrossPowerCuts(t *testing.T) {
+	t.Parallel()
 	const next = "releases/meter/auto-2"
-	for n := 0; ; n++ {
+	for n := 0; ; n += stride(3) {
 		tr := autoTree(t)
 		tr.publish(autoSigners)
 		c, mem := tr.client()
