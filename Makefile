@@ -153,6 +153,7 @@ bench-ota: build ## bytes and memory of updates, against zstd and chunk stores o
 	$(BIN)/skein-sim bench large --out bench-out/ota-large.json
 	$(BIN)/skein-sim bench power --out bench-out/ota-power.json
 	$(BIN)/skein-sim bench stream --out bench-out/ota-stream.json
+	$(BIN)/skein-sim bench site --out bench-out/ota-site.json
 
 .PHONY: bench-agent
 bench-agent: build ## footprint of the shipped agent and of 1,000 agents in one process

@@ -6,6 +6,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"time"
@@ -28,10 +30,11 @@ type ClientConfig struct {
 }
 
 const (
-	dialTime = 3 * time.Second  // for one address
-	tlsTime  = 15 * time.Second // a cache with all hands full takes its time
-	// Patience is how long a peer may take to give its first byte.
-	Patience = 20 * time.Second
+	dialTime = 3 * time.Second // for one address
+	busyWait = 2 * time.Second // between two questions to a busy peer
+	// Patience is how long a peer may take to give its first byte: one that has
+	// its hands full is waited for, since all other ways leave the site.
+	Patience = 45 * time.Second
 )
 
 // Client is the way to the blobs that one peer serves.
@@ -56,12 +59,34 @@ func NewClient(c ClientConfig) *Client {
 		return dialAny(ctx, dial, network, c.Peer.Addresses)
 	})
 	t := client.Transport.(*http.Transport)
-	t.TLSHandshakeTimeout, t.ResponseHeaderTimeout, t.IdleConnTimeout = tlsTime, Patience, idleTime/2
+	t.TLSHandshakeTimeout, t.ResponseHeaderTimeout, t.IdleConnTimeout = Patience, Patience, idleTime/2
 	t.MaxIdleConns, t.MaxResponseHeaderBytes, t.DisableCompression = 1, 16<<10, true
 	client.Transport = shows{t, base64.RawURLEncoding.EncodeToString(c.Grant)}
 	return &Client{
 		Source: fetch.HTTPAt(client, func(d ota.Digest) string { return "https://peer.invalid" + blobPath + string(d) }),
 		http:   client,
+	}
+}
+
+// Open implements fetch.Source. A peer that is busy is asked again.
+func (c *Client) Open(ctx context.Context, d ota.Digest, offset, length int64) (io.ReadCloser, error) {
+	for end := time.Now().Add(Patience); ; {
+		r, err := c.Source.Open(ctx, d, offset, length)
+		busy, ok := errors.AsType[*fetch.RetryAfter](err)
+		if !ok {
+			return r, err
+		}
+		wait := min(busy.Wait, busyWait)/2 + rand.N(busyWait)
+		if time.Now().Add(wait).After(end) {
+			return nil, err
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return nil, errors.Join(err, context.Cause(ctx))
+		}
 	}
 }
 

@@ -183,7 +183,7 @@ func (s *Server) give(w http.ResponseWriter, r *http.Request, tenant, device str
 	}
 	keys, err := s.cfg.Keys()
 	if err != nil {
-		return refusal{http.StatusServiceUnavailable, fmt.Errorf("the director's keys are not known: %w", err)}
+		return refusal{http.StatusNotFound, fmt.Errorf("the director's keys are not known: %w", err)}
 	}
 	now, _ := s.cfg.Now()
 	release, err := checkGrant(r.Header.Get(GrantHeader), keys, tenant, device, now)
