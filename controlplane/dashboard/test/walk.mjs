@@ -229,6 +229,27 @@ async function walkDevice() {
   say(`device ${id}: ${plots} charts drawn, labels edited, revoke asks first`);
 }
 
+/** What updates tell, in the made-up fleet, which has every case of it. */
+async function walkUpdates() {
+  const shows = async (name, to, texts) => {
+    await visit(name, to, async () => {
+      for (const text of texts) await page.getByText(text).first().waitFor();
+    });
+  };
+  await shows("device-cache", "/devices/cam-001", ["a device at the same site", "10.20.0.7:7443", "not told", "Firmware table, 1 entry"]);
+  await shows("device-trap", "/devices/cam-002", ["slot-unbootable", "An update of the operating system would fail", "A new binary is on trial in slot B", "exit status 1"]);
+  await shows("device-window", "/devices/cam-003", ["Its download waits for the window of its policy", /^Until$|Until /, "waiting"]);
+  await shows("device-allowance", "/devices/cam-005", ["an allowance of bytes is used up", "An end is not in sight", "50.0 MiB of 50.0 MiB (100 %)"]);
+  await shows("devices-waiting", "/devices?update=waiting", ["waits: download", "waits: allowance", "cam-003"]);
+  if ((await page.getByText("cam-001").count()) > 0) problem("devices-waiting", "a device that does not wait is shown");
+  await shows("release-pending", "/releases/meter@4", ["No device can run it yet", "skein trust sign --key FILE", "1 of 2 signed", "bob", "ML-BOM", "models.example.org", "not made by a control plane"]);
+  if ((await page.getByRole("link", { name: "Roll out" }).count()) > 0) problem("release-pending", "a release that waits can be rolled out");
+  await shows("release-bare", "/releases/meter@1", ["Nothing is attached to this release"]);
+  await page.goto(`${url}/rollouts/new`);
+  await page.getByLabel("Release", { exact: true }).waitFor();
+  if (!(await page.getByRole("option", { name: /meter@4/ }).isDisabled())) problem("start rollout", "a release that waits can be chosen");
+}
+
 async function driveRollout() {
   here = "start rollout";
   await page.goto(`${url}/releases`);
@@ -290,6 +311,10 @@ async function walkRest() {
   await visit("releases", "/releases", () => page.getByRole("region", { name: "Releases" }).waitFor());
   await page.getByRole("region", { name: "Releases" }).getByRole("row").nth(1).getByRole("link").first().click();
   await page.getByRole("heading", { name: "Targets" }).waitFor();
+  const attached = page.getByRole("region", { name: "Attestations" });
+  await attached.getByText("Provenance").first().waitFor();
+  await attached.getByText("ML-BOM").first().waitFor();
+  await page.getByRole("heading", { name: "Sources of the model" }).waitFor();
   await inspect("release");
   await visit("models", "/models", () => heading("Models"));
   await page.getByRole("main").getByRole("table").getByRole("link").first().click();
@@ -346,6 +371,7 @@ try {
   });
   await walkDevices();
   await walkDevice();
+  if (token === "skp_fake") await walkUpdates();
   if (!readonly) await driveRollout();
   await walkTokens();
   await walkRest();

@@ -26,6 +26,7 @@ import (
 	releasev1 "github.com/skein-fleet/skein/proto/gen/skein/release/v1"
 	"github.com/skein-fleet/skein/proto/gen/skein/release/v1/releasev1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/rollout/v1/rolloutv1connect"
+	"github.com/skein-fleet/skein/proto/gen/skein/trust/v1/trustv1connect"
 )
 
 type fakeReleases struct {
@@ -58,7 +59,10 @@ func (r fakeReleases) ListReleases(context.Context, *releasev1.ListReleasesReque
 func (r fakeReleases) GetRelease(_ context.Context, q *releasev1.GetReleaseRequest) (*releasev1.GetReleaseResponse, error) {
 	for _, rel := range r.f.releases {
 		if rel.Digest == q.Release || rel.Name+"@"+rel.Version == q.Release {
-			return &releasev1.GetReleaseResponse{Release: proto.CloneOf(rel)}, nil
+			return &releasev1.GetReleaseResponse{Release: proto.CloneOf(rel), Before: "meter@1", Layers: []*releasev1.Layer{
+				{Title: "model.onnx", Digest: digest(200), Bytes: 1_214_552, Chunks: 31, IndexBytes: 1_400, SharedBytes: 911_000, Patches: []*releasev1.LayerPatch{{BaseDigest: digest(201), Kind: "float", Bytes: 88_300}}},
+				{Title: "golden.json", Digest: digest(300), Bytes: 64_120},
+			}}, nil
 		}
 	}
 	return nil, connect.NewError(connect.CodeNotFound, fmt.Errorf("no release %q", q.Release))
@@ -78,7 +82,7 @@ func (fakeModels) GetModel(_ context.Context, q *artifactv1.GetModelRequest) (*a
 	}
 	out := &artifactv1.GetModelResponse{Model: &artifactv1.Model{Name: "digits", LatestVersion: 3, Created: timestamppb.New(time.Now().Add(-80 * time.Hour))}}
 	for v := range int64(3) {
-		out.Versions = append(out.Versions, &artifactv1.ModelVersion{Model: "digits", Version: v + 1, Onnx: &artifactv1.Blob{Digest: digest(int(200 + v)), Size: 1_214_552}, Golden: &artifactv1.Blob{Digest: digest(int(300 + v)), Size: 64_120},
+		out.Versions = append(out.Versions, &artifactv1.ModelVersion{Mirrors: []string{"https://models.example.org/digits/v" + strconv.FormatInt(v+1, 10) + "/digits.onnx"}, Model: "digits", Version: v + 1, Onnx: &artifactv1.Blob{Digest: digest(int(200 + v)), Size: 1_214_552}, Golden: &artifactv1.Blob{Digest: digest(int(300 + v)), Size: 64_120},
 			Description: "CNN on MNIST digits", Metadata: map[string]string{"accuracy": "0.9812", "seed": "7"}, Created: timestamppb.New(time.Now().Add(-time.Duration(72-24*v) * time.Hour)), CreatedBy: "user:ci"})
 	}
 	return out, nil
@@ -170,6 +174,7 @@ func (f *fake) handler(pages http.Handler) http.Handler {
 	mount(releasev1connect.NewReleaseServiceHandler(fakeReleases{f: f}))
 	mount(artifactv1connect.NewModelServiceHandler(fakeModels{}))
 	mount(auditv1connect.NewAuditServiceHandler(fakeAudit{f}))
+	mount(trustv1connect.NewTrustServiceHandler(fakeTrust{}))
 	mount(authv1connect.NewAuthServiceHandler(fakeAuth{}))
 	api.HandleFunc("GET /api/v1/query_range", serveRange)
 	mux := http.NewServeMux()

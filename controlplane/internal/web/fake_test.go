@@ -78,6 +78,12 @@ func newFake(n int) *fake {
 	for i := range n {
 		f.addDevice(i, now)
 	}
+	// Made last, so that devices and rollouts go on with the three before it.
+	waits := proto.CloneOf(f.releases[2])
+	waits.Digest, waits.Version, waits.Counter, waits.Created = digest(4), "4", 4, timestamppb.New(now.Add(-20*time.Minute))
+	waits.Pending = "waits for 1 more signature of targets 8"
+	waits.AgentTargets, waits.OsTargets = []string{fakeTargets[0].target}, []string{fakeTargets[0].target}
+	f.releases = append(f.releases, waits)
 	f.tokens = []*fleetv1.Token{{Id: "t-7f3a", Uses: 20, Used: 12, Expires: timestamppb.New(now.Add(20 * time.Hour)), Labels: map[string]string{"site": "lyon"}, Created: timestamppb.New(now), CreatedBy: "user:admin", AutoApprove: true}}
 	f.addRollout("meter-2", 1, now.Add(-26*time.Hour), 1)
 	bad := f.addRollout("meter-2b", 2, now.Add(-3*time.Hour), 0)
@@ -116,6 +122,7 @@ func (f *fake) addDevice(i int, now time.Time) {
 		d.Journal = append(d.Journal, &fleetv1.StepEntry{Step: s, State: "started", Release: rel.Digest, Time: timestamppb.New(at)},
 			&fleetv1.StepEntry{Step: s, State: "done", Release: rel.Digest, Time: timestamppb.New(at.Add(3 * time.Second))})
 	}
+	f.addMachine(d, i, now)
 	switch {
 	case i%41 == 7:
 		d.State, d.LastSeen = fleetv1.DeviceState_DEVICE_STATE_OFFLINE, timestamppb.New(now.Add(-37*time.Minute))
@@ -212,7 +219,7 @@ func (f *fake) move(r *rolloutv1.Rollout) {
 		return
 	}
 	w := r.Waves[r.CurrentWave]
-	budget := 12
+	budget, held := 12, int32(0)
 	for _, id := range slices.Sorted(maps.Keys(f.runs[r.Id])) {
 		x := f.runs[r.Id][id]
 		if x.Wave != w.Name || budget == 0 {
@@ -223,7 +230,11 @@ func (f *fake) move(r *rolloutv1.Rollout) {
 			x.State = "offered"
 		case x.State == "offered":
 			x.State = "in-progress"
-			f.devices[id].Phase, f.devices[id].Step = "updating", "fetch"
+			d := f.devices[id]
+			d.Phase, d.Step, d.DesiredRelease, d.DesiredReleaseName = "updating", "fetch", r.Release, r.ReleaseName
+		case x.State == "in-progress" && f.devices[id].Transfer.GetWaits() != "":
+			held++
+			continue
 		case x.State == "in-progress" && f.rng.IntN(25) == 0:
 			x.State, x.FailureClass, x.Message = "failed", "FAILED", "disk full: 12 MiB free, 340 MiB needed"
 			f.devices[id].Phase = "failed"
@@ -239,7 +250,7 @@ func (f *fake) move(r *rolloutv1.Rollout) {
 		f.changed[id] = true
 	}
 	f.count(r)
-	if w.Queued+w.InProgress > 0 {
+	if w.Queued+w.InProgress > held {
 		return
 	}
 	w.State, w.Verdict, w.Ended = "passed", "pass", timestamppb.Now()

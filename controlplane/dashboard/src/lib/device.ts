@@ -20,8 +20,14 @@ export function converged(d: Device): boolean {
   return sameGeneration(d.desiredGeneration, d.heldGeneration) && d.desiredRelease === d.runningRelease;
 }
 
-/** How the device's update stands: failed, converging or settled. */
-export function updateName(d: Device): "failed" | "converging" | "settled" {
+/** An update that its policy holds back, which is no failure. */
+export function waits(d: Device): boolean {
+  return d.phase === "updating" && !!d.transfer?.waits;
+}
+
+/** How the device's update stands: failed, waiting for its policy, converging or settled. */
+export function updateName(d: Device): "failed" | "waiting" | "converging" | "settled" {
+  if (waits(d)) return "waiting";
   if (d.phase === "failed" || d.failureClass !== "") return "failed";
   if (d.phase === "updating" || !converged(d)) return "converging";
   return "settled";
@@ -30,6 +36,7 @@ export function updateName(d: Device): "failed" | "converging" | "settled" {
 /** The same as the fleet's figures count it: a failed device may be converging too. */
 export function updateNames(d: Device): string[] {
   const names: string[] = [];
+  if (waits(d)) names.push("waiting");
   if (d.failureClass !== "" || d.phase === "failed") names.push("failed");
   if (d.state !== DeviceState.PENDING && !converged(d)) names.push("converging");
   return names.length > 0 ? names : ["settled"];

@@ -110,9 +110,9 @@ export function forgetFleet(): void {
   fleet.set({ status: undefined, stream: "connecting", error: "", updated: 0, devices: [], total: 0, loading: "idle", loadError: "" });
 }
 
-/** The devices, loading them on first use. */
-export function useDevices(): void {
+/** The devices, loading them on first use when they are wanted. */
+export function useDevices(wanted = true): void {
   useEffect(() => {
-    if (fleet.get().loading === "idle") void loadDevices();
-  }, []);
+    if (wanted && fleet.get().loading === "idle") void loadDevices();
+  }, [wanted]);
 }

@@ -14,6 +14,8 @@ import { DeviceActions } from "./device/actions";
 import { DeviceCharts } from "./device/charts";
 import { Fetched } from "./device/fetched";
 import { Journal } from "./device/journal";
+import { Agent, Boot, Capabilities } from "./device/machine";
+import { Transfer } from "./device/transfer";
 
 const noReadings: Reading[] = [];
 
@@ -67,10 +69,13 @@ export function DevicePage() {
         <div className="c8 stack-gap">
           <Desired device={d} />
           <Journal device={d} />
+          <Boot device={d} />
         </div>
         <div className="c4 stack-gap">
           <Conditions device={d} />
+          <Transfer device={d} />
           <Fetched device={d} />
+          <Agent device={d} />
           <Facts device={d} />
         </div>
       </div>
@@ -118,7 +123,7 @@ function Explain({ device: d, change }: { device: Device; change: string }) {
   useRefetchOn(change, explain.refetch);
   if (explain.isPending) return <Bone h={46} />;
   if (explain.error && !explain.data) return <Banner tone="warn">The explanation could not be loaded: {explain.error.rawMessage}</Banner>;
-  const tone = updateName(d) === "failed" ? "bad" : stateName(d) === "pending" || stateName(d) === "revoked" ? "warn" : updateName(d) === "converging" ? "info" : "ok";
+  const tone = updateName(d) === "failed" ? "bad" : stateName(d) === "pending" || stateName(d) === "revoked" ? "warn" : ["converging", "waiting"].includes(updateName(d)) ? "info" : "ok";
   return (
     <Banner tone={tone}>
       <strong>{sentence(explain.data?.summary || "Nothing to explain.")}</strong>
@@ -202,7 +207,7 @@ function Facts({ device: d }: { device: Device }) {
         <dt>Target</dt><dd className="mono small">{d.target || "unknown"}</dd>
         <dt>Labels</dt>
         <dd className="row wrap">{Object.keys(d.labels).length === 0 ? <span className="muted">none</span> : Object.entries(d.labels).sort(([a], [b]) => a.localeCompare(b)).map(([k, v]) => <span key={k} className="chip">{k}={v}</span>)}</dd>
-        <dt>Capabilities</dt><dd>{d.capabilities.join(", ") || <span className="muted">none granted</span>}</dd>
+        <Capabilities device={d} />
         <dt>Agent</dt><dd>{d.agentVersion || <span className="muted">unknown</span>}</dd>
         <dt>Enrolled</dt><dd><At at={d.enrolled} /></dd>
         <dt>Certificate</dt><dd>{soon && <Icon name="warn" className="t-warn inline" />}until <At at={d.certificateNotAfter} /></dd>

@@ -5,6 +5,7 @@ import { bytes, plural } from "../lib/format";
 import { useTitle } from "../lib/hooks";
 import { isNotFound } from "../lib/transport";
 import { Ago, At, Bones, Digest, Empty, Failure, Panel } from "../ui/basics";
+import { Mirrors } from "./release/mirrors";
 import { ReleaseTabs } from "./Releases";
 
 export function Models() {
@@ -58,6 +59,7 @@ function Version({ version: v }: { version: ModelVersion }) {
         {v.description && <><dt>About</dt><dd>{v.description}</dd></>}
         <dt>ONNX</dt><dd className="row wrap"><Digest value={v.onnx?.digest ?? ""} what="digest of the ONNX file" /><span className="num">{bytes(v.onnx?.size ?? 0)}</span></dd>
         <dt>Golden set</dt><dd className="row wrap">{v.golden?.digest ? <><Digest value={v.golden.digest} what="digest of the golden set" /><span className="num">{bytes(v.golden.size)}</span></> : <span className="t-warn">none: devices cannot prove it</span>}</dd>
+        <dt>Mirrors</dt><dd><Mirrors list={v.mirrors} /></dd>
         {metadata.map(([k, value]) => <div key={k} className="contents"><dt>{k}</dt><dd>{value}</dd></div>)}
         <dt>Pushed</dt><dd><At at={v.created} /></dd>
       </dl>

@@ -4,8 +4,11 @@ import { type Layer, type Release, ReleaseService } from "../gen/skein/release/v
 import { bytes, count, duration, plural, targetLabel } from "../lib/format";
 import { useTitle } from "../lib/hooks";
 import { isNotFound } from "../lib/transport";
-import { Ago, At, Bones, Copy, Digest, Empty, Failure, Panel } from "../ui/basics";
+import { Ago, At, Badge, Bones, Copy, Digest, Empty, Failure, Panel } from "../ui/basics";
 import { Icon } from "../ui/Icon";
+import { Attestations } from "./release/attestations";
+import { Pending } from "./release/pending";
+import { Sources } from "./release/sources";
 
 export function ReleaseTabs({ here }: { here: "releases" | "models" }) {
   return (
@@ -43,20 +46,20 @@ export function Releases() {
 function Row({ release: r }: { release: Release }) {
   return (
     <tr>
-      <td className="nowrap"><Link to="/releases/$release" params={{ release: r.digest }}><strong>{r.name}@{r.version}</strong></Link></td>
+      <td className="nowrap"><Link to="/releases/$release" params={{ release: r.digest }}><strong>{r.name}@{r.version}</strong></Link>{r.pending && <> <Badge word="pending">to be signed</Badge></>}</td>
       <td className="nowrap">{r.model ? <Link to="/models/$model" params={{ model: r.model }}>{r.model} v{String(r.modelVersion)}</Link> : <span className="muted">none</span>}</td>
       <td className="right num">{r.running > 0 ? <Link to="/devices" search={{ release: [`${r.name}@${r.version}`] }}>{count(r.running)}</Link> : <span className="muted">0</span>}</td>
       <td className="right num nowrap">{bytes(r.bytes)}</td>
       <td className="num">{count(r.targets.length)}</td>
       <td className="nowrap"><Ago at={r.created} />{r.createdBy && <span className="muted"> by {r.createdBy}</span>}</td>
-      <td className="right"><Link to="/rollouts/new" search={{ release: r.digest }} className="btn small" aria-label={`Roll out ${r.name}@${r.version}`}><Icon name="rollout" />Roll out</Link></td>
+      <td className="right">{!r.pending && <Link to="/rollouts/new" search={{ release: r.digest }} className="btn small" aria-label={`Roll out ${r.name}@${r.version}`}><Icon name="rollout" />Roll out</Link>}</td>
     </tr>
   );
 }
 
 export function ReleasePage() {
   const { release: ref } = useParams({ from: "/shell/releases/$release" });
-  const q = useQuery(ReleaseService.method.getRelease, { release: ref, layers: true });
+  const q = useQuery(ReleaseService.method.getRelease, { release: ref, layers: true }, { refetchInterval: (x) => (x.state.data?.release?.pending ? 10_000 : false) });
   const r = q.data?.release;
   useTitle(r ? `${r.name}@${r.version}` : "Release");
   if (q.isPending) return <div className="panel pad"><Bones rows={8} /></div>;
@@ -66,13 +69,14 @@ export function ReleasePage() {
       <div className="head">
         <div className="stack tight">
           <nav className="crumbs" aria-label="Path"><Link to="/releases">Releases</Link><span aria-hidden="true">/</span><span>{r.name}</span></nav>
-          <h1>{r.name}@{r.version}</h1>
+          <div className="row wrap"><h1>{r.name}@{r.version}</h1>{r.pending && <Badge word="pending">to be signed</Badge>}</div>
           <p className="sub">made <Ago at={r.created} />{r.createdBy && ` by ${r.createdBy}`}, runs on <Link to="/devices" search={{ release: [`${r.name}@${r.version}`] }}>{plural(r.running, "device")}</Link></p>
         </div>
-        <div className="actions"><Link to="/rollouts/new" search={{ release: r.digest }} className="btn primary"><Icon name="rollout" />Roll out</Link></div>
+        {!r.pending && <div className="actions"><Link to="/rollouts/new" search={{ release: r.digest }} className="btn primary"><Icon name="rollout" />Roll out</Link></div>}
       </div>
+      <Pending release={r} />
       <div className="cols">
-        <div className="c5">
+        <div className="c5 stack-gap">
           <Panel title="Release">
             <dl className="facts">
               <dt>Digest</dt><dd><Copy text={r.digest} shown={`${r.digest.slice(0, 26)}…`} what="digest of the release" /></dd>
@@ -80,9 +84,12 @@ export function ReleasePage() {
               <dt>Counter</dt><dd className="num">{String(r.counter)}</dd>
               <dt>Size</dt><dd className="num">{bytes(r.bytes)}</dd>
               <dt>Soak</dt><dd>{r.soakSeconds > 0n ? duration(Number(r.soakSeconds) * 1000) : "none"} on the device</dd>
+              {r.agentTargets.length > 0 && <><dt>New agent</dt><dd>for {r.agentTargets.map(targetLabel).join("; ")}</dd></>}
+              {r.osTargets.length > 0 && <><dt>New OS</dt><dd>for {r.osTargets.map(targetLabel).join("; ")}</dd></>}
               <dt>Made</dt><dd><At at={r.created} /></dd>
             </dl>
           </Panel>
+          <Sources release={r} />
         </div>
         <div className="c7 stack-gap">
           <Panel title="Targets" flush>
@@ -93,11 +100,12 @@ export function ReleasePage() {
               </table></div>
             )}
           </Panel>
+          <Attestations release={r.digest} />
           <Panel title="Files" flush>
-            <div className="scroll-x" tabIndex={0} role="region" aria-label="Files"><table className="grid">
+            {q.data?.layers.length === 0 ? <p className="body muted">It has no file of its own.</p> : <div className="scroll-x" tabIndex={0} role="region" aria-label="Files"><table className="grid">
               <thead><tr><th>File</th><th className="right">Size</th><th className="right">Shared with {q.data?.before || "no release before"}</th><th>Patches</th></tr></thead>
               <tbody>{q.data?.layers.map((l) => <File key={l.digest} layer={l} compared={!!q.data.before} />)}</tbody>
-            </table></div>
+            </table></div>}
           </Panel>
           <Panel title="Parameters" flush>
             {r.parameters.length === 0 ? <p className="body muted">It declares none.</p> : (

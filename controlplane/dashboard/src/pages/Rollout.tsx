@@ -1,5 +1,5 @@
 import { Link, useParams } from "@tanstack/react-router";
-import { useEffect, useMemo, useRef, useState } from "react";
+import { useEffect, useRef, useState } from "react";
 import type { Decision, DeviceExecution, Rollout } from "../gen/skein/rollout/v1/rollout_pb";
 import { count, plural, releaseLabel, sentence } from "../lib/format";
 import { useTitle } from "../lib/hooks";
@@ -8,6 +8,7 @@ import { keepStream, type StreamState } from "../lib/stream";
 import { isNotFound, rolloutClient } from "../lib/transport";
 import { Ago, Badge, Banner, Bone, Bones, Empty, Failure, Panel, Strip } from "../ui/basics";
 import { RolloutActions } from "./rollout/actions";
+import { useWaiting } from "./rollout/waiting";
 import { Waves } from "./rollout/waves";
 
 interface Watched {
@@ -76,7 +77,7 @@ export function RolloutPage() {
   const { rollout: ref } = useParams({ from: "/shell/rollouts/$rollout" });
   const { rollout: r, executions, decisions, explain, error, stream, refresh } = useWatchedRollout(ref);
   useTitle(r ? `Rollout ${r.name || r.id}` : "Rollout");
-  const list = useMemo(() => [...executions.values()], [executions]);
+  const list = useWaiting(r, executions);
   if (!r) {
     if (error && isNotFound(error)) return <div className="panel"><Empty title="There is no such rollout" icon="search"><p>No rollout has the id or name “{ref}”.</p><Link to="/rollouts" className="btn">All rollouts</Link></Empty></div>;
     if (error && stream === "refused") return <Failure error={error} what="The rollout" />;
@@ -94,7 +95,7 @@ export function RolloutPage() {
       </div>
       {stream === "retrying" && <Banner tone="warn">The live connection is interrupted; what is shown may be old. Connecting again…</Banner>}
       {explain || error ? <Why rollout={r} explain={explain} /> : <Bone h={46} />}
-      <Summary rollout={r} />
+      <Summary rollout={r} waiting={list.filter((x) => x.state === "waiting").length} />
       <Panel title="Waves"><Waves rollout={r} executions={list} onDone={refresh} /></Panel>
       <div className="cols">
         <div className="c7"><Executions list={list} rollout={r} /></div>
@@ -117,8 +118,8 @@ function Why({ rollout: r, explain }: { rollout: Rollout; explain: { summary: st
   );
 }
 
-function Summary({ rollout: r }: { rollout: Rollout }) {
-  const parts = rolloutParts(r);
+function Summary({ rollout: r, waiting }: { rollout: Rollout; waiting: number }) {
+  const parts = rolloutParts(r, waiting);
   return (
     <section className="panel summary" aria-label="Devices">
       <Strip parts={parts} label="Devices of the rollout" />
@@ -138,7 +139,7 @@ function Executions({ list, rollout: r }: { list: DeviceExecution[]; rollout: Ro
   const [shown, setShown] = useState(page);
   const counts = new Map<string, number>();
   for (const x of list) counts.set(x.state, (counts.get(x.state) ?? 0) + 1);
-  const order = (s: string) => ["failed", "rolling-back", "rolled-back", "in-progress", "offered", "healthy"].indexOf(s) + 1 || 9;
+  const order = (s: string) => ["failed", "rolling-back", "rolled-back", "in-progress", "waiting", "offered", "healthy"].indexOf(s) + 1 || 9;
   const rows = list.filter((x) => state === "" || x.state === state).sort((a, b) => order(a.state) - order(b.state) || a.deviceName.localeCompare(b.deviceName, "en", { numeric: true }));
   return (
     <Panel title="Devices" flush tail={

@@ -32,7 +32,7 @@ export function StartRollout() {
       {releases.isPending ? <div className="panel pad"><Bones rows={5} /></div> : releases.error && !releases.data ? <Failure error={releases.error} what="The releases" retry={() => void releases.refetch()} /> : list.length === 0 ? (
         <div className="panel"><Empty title="No releases yet" icon="release"><p>Push a model and make a release of it first: <code>skein release create</code>.</p></Empty></div>
       ) : (
-        <Form key={release?.digest ?? ""} release={release ?? (chosen === undefined ? list[0] : undefined)} releases={list} />
+        <Form key={release?.digest ?? ""} release={release ?? (chosen === undefined ? list.find((r) => !r.pending) : undefined)} releases={list} />
       )}
     </>
   );
@@ -93,7 +93,7 @@ function Form({ release, releases }: { release: Release | undefined; releases: R
             <Field id="release" label="Release">
               <select id="release" className="input" value={release?.digest ?? ""} onChange={(e) => void navigate({ search: { release: e.target.value }, replace: true, resetScroll: false })}>
                 {!release && <option value="">choose…</option>}
-                {releases.map((r) => <option key={r.digest} value={r.digest}>{r.name}@{r.version} ({bytes(r.bytes)}, {plural(r.targets.length, "target")})</option>)}
+                {releases.map((r) => <option key={r.digest} value={r.digest} disabled={!!r.pending}>{r.name}@{r.version} ({bytes(r.bytes)}, {plural(r.targets.length, "target")}{r.pending && ", to be signed"})</option>)}
               </select>
             </Field>
             <Field id="name" label="Name" hint="Empty: the server chooses one."><input id="name" className="input" value={name} maxLength={80} placeholder={release ? `${release.name}-${release.version}` : ""} onChange={(e) => setName(e.target.value)} /></Field>

@@ -37,6 +37,7 @@ function WaveItem({ wave: w, index, rollout: r, executions, onDone }: { wave: Wa
   const state = !isOpen(r) && ["running", "soaking"].includes(w.state) ? "stopped" : w.state || "waiting";
   const started = ms(w.started);
   const ended = ms(w.ended);
+  const waiting = executions.filter((x) => x.state === "waiting").length;
   const settled = w.healthy + w.failed + w.rolledBack;
   const manual = approvalOf(r, index) === "manual" && w.verdict === "pass" && index === r.currentWave && index < r.waves.length - 1;
   const waits = isOpen(r) && (state === "inconclusive" || manual);
@@ -48,11 +49,11 @@ function WaveItem({ wave: w, index, rollout: r, executions, onDone }: { wave: Wa
         <div className="row wrap spread">
           <div className="row wrap"><h3 className="wave-name">{w.name}</h3><Badge word={state} />{w.verdict && w.verdict !== state && <Badge word={w.verdict}>verdict: {w.verdict}</Badge>}</div>
           <span className="muted small num">
-            {count(settled)} of {plural(w.devices, "device")} settled
+            {count(settled)} of {plural(w.devices, "device")} settled{waiting > 0 && `, ${count(waiting)} waiting for a window or an allowance`}
             {started !== undefined && (ended !== undefined ? `, took ${duration(ended - started)}` : isOpen(r) ? `, running for ${duration(now - started)}` : "")}
           </span>
         </div>
-        {w.devices > 0 && (executions.length > 0 && w.devices <= maxCells ? <Cells wave={w} executions={executions} /> : <Strip parts={waveParts(w)} label={`Wave ${w.name}`} />)}
+        {w.devices > 0 && (executions.length > 0 && w.devices <= maxCells ? <Cells wave={w} executions={executions} /> : <Strip parts={waveParts(w, waiting)} label={`Wave ${w.name}`} />)}
         {w.evidence.length > 0 && <ul className="evidence">{w.evidence.map((e) => <li key={e}><Icon name="info" />{e}</li>)}</ul>}
         {waits && (
           <div className="row wrap">
