@@ -311,3 +311,15 @@ func (a *Agent) spent(ctx context.Context, patch ota.Digest) {
 		a.siblings.cache.Keep(ctx, patch)
 	}
 }
+
+// yield deletes what is kept for siblings, since the device needs the space.
+func (a *Agent) yield(bytes int64) bool {
+	if a.siblings.cache == nil {
+		return false
+	}
+	n, err := a.siblings.cache.Yield(bytes)
+	if err != nil {
+		a.log.Warn("make room for the device's own release", "error", err)
+	}
+	return n > 0
+}

@@ -390,16 +390,7 @@ func (c *Cache) makeRoom(desc manifest.Descriptor) error {
 	for _, p := range c.pulls {
 		pending += p.size
 	}
-	slices.SortFunc(all, func(a, b blob.Info) int {
-		ha, hb := c.cfg.Own.Has(a.Digest), c.cfg.Own.Has(b.Digest)
-		if ha != hb { // the device has it itself by now
-			if ha {
-				return -1
-			}
-			return 1
-		}
-		return cmp.Or(cmp.Compare(c.used[a.Digest], c.used[b.Digest]), a.Modified.Compare(b.Modified))
-	})
+	c.byUse(all)
 	for {
 		free, err := c.cfg.Free()
 		fits := err != nil || free < 0 || free-pending-desc.Size >= c.cfg.Reserve()
@@ -416,6 +407,47 @@ func (c *Cache) makeRoom(desc manifest.Descriptor) error {
 		delete(c.used, all[0].Digest)
 		all = all[1:]
 	}
+}
+
+// byUse sorts what may be deleted: first what the device has itself by now, then
+// what was not asked for for longest. c.mu is held.
+func (c *Cache) byUse(all []blob.Info) {
+	slices.SortFunc(all, func(a, b blob.Info) int {
+		ha, hb := c.cfg.Own.Has(a.Digest), c.cfg.Own.Has(b.Digest)
+		if ha != hb {
+			if ha {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Or(cmp.Compare(c.used[a.Digest], c.used[b.Digest]), a.Modified.Compare(b.Modified))
+	})
+}
+
+// Yield deletes what is kept for siblings, so many bytes of it where there are
+// that many, and returns how many it were.
+func (c *Cache) Yield(bytes int64) (deleted int64, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var all []blob.Info
+	for i, err := range c.store.Garbage(func(d ota.Digest) bool { return c.pulls[d] != nil }) {
+		if err != nil {
+			return 0, fmt.Errorf("list the cache: %w", err)
+		}
+		all = append(all, i)
+	}
+	c.byUse(all)
+	for _, i := range all {
+		if deleted >= bytes {
+			break
+		}
+		if err := c.store.Delete(i.Digest); err != nil {
+			return deleted, err
+		}
+		delete(c.used, i.Digest)
+		deleted += i.Size
+	}
+	return deleted, nil
 }
 
 // ReadAll returns a small blob: of an index of unknown size too, where desc has

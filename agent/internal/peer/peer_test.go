@@ -525,6 +525,26 @@ func TestQuota(t *testing.T) {
 	}
 }
 
+// TestYield: the device's own release comes before what is kept for siblings.
+func TestYield(t *testing.T) {
+	p := newPlace(t)
+	if _, err := read(t.Context(), p.client(), p.model, 0, int64(len(p.bytes))); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := p.cache.Yield(1); err != nil || n == 0 {
+		t.Errorf("yielded %d bytes, %v", n, err)
+	}
+	if n, err := p.cache.Yield(1 << 40); err != nil || n == 0 || p.cache.store.Has(p.model) {
+		t.Errorf("yielded %d bytes, %v; the model is there: %v", n, err, p.cache.store.Has(p.model))
+	}
+	if n, err := p.cache.Yield(1); n != 0 || err != nil {
+		t.Errorf("an empty cache yielded %d bytes, %v", n, err)
+	}
+	if _, err := read(t.Context(), p.client(), p.model, 0, int64(len(p.bytes))); err != nil || p.uplink.opened(p.model) != 2 {
+		t.Errorf("it is fetched again: %v, %d times", err, p.uplink.opened(p.model))
+	}
+}
+
 // full is Files without space below the cache for more than some bytes.
 type full struct{ slot.Files }
 

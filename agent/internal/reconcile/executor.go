@@ -124,6 +124,9 @@ type Config struct {
 	// Offer is told the layers of a release before they are fetched: they may
 	// name mirrors.
 	Offer func([]manifest.Descriptor)
+	// Yield deletes what the device holds for others, so many bytes of it where
+	// there are that many, and reports whether it deleted anything.
+	Yield func(bytes int64) bool
 	// Spent is told of a patch that was applied, before it is deleted.
 	Spent func(ctx context.Context, patch ota.Digest)
 	// Waiting is told why a download waits for the network, nil once it goes on.
@@ -176,6 +179,9 @@ func NewExecutor(c Config) *Executor {
 	}
 	if c.Offer == nil {
 		c.Offer = func([]manifest.Descriptor) {}
+	}
+	if c.Yield == nil {
+		c.Yield = func(int64) bool { return false }
 	}
 	if c.Spent == nil {
 		c.Spent = func(context.Context, ota.Digest) {}

@@ -222,7 +222,13 @@ func (x *Executor) room(c *contents) error {
 			need += l.Size - min(have, l.Size)
 		}
 	}
-	if reserve := x.reserve(); need+reserve > free {
+	reserve := x.reserve()
+	if need+reserve > free && x.Yield(need+reserve-free) {
+		if free, err = x.Free(); err != nil {
+			return nil
+		}
+	}
+	if need+reserve > free {
 		return fmt.Errorf("%w: the release needs %d bytes and %d stay in reserve, %d are free", slot.ErrDiskFull, need, reserve, free)
 	}
 	return nil
