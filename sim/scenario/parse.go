@@ -185,10 +185,12 @@ func (p *parser) at(n int, words []string) error {
 		a, err = policyAction(args)
 	case "route":
 		a, err = routeAction(args)
+	case "cache":
+		a, err = cacheAction(args)
 	case "bundle":
 		a, err = bundleAction(args)
 	default:
-		err = fmt.Errorf("unknown action %q: want fault, release, rollout, pause, resume, abort, approve, restart, policy, route or bundle", verb)
+		err = fmt.Errorf("unknown action %q: want fault, release, rollout, pause, resume, abort, approve, restart, policy, route, cache or bundle", verb)
 	}
 	p.out.Steps = append(p.out.Steps, Step{Line: n, At: at, Action: a})
 	return err
@@ -311,6 +313,14 @@ func policyAction(args []string) (Action, error) {
 }
 
 var settingRE = regexp.MustCompile(`^[a-z][a-z-]*[a-z]$`)
+
+func cacheAction(args []string) (Action, error) {
+	var c Cache
+	err := fields(args, map[string]func(string) error{
+		"device": func(v string) (err error) { c.Of, err = fault.ParseDevices(v); return err },
+	})
+	return c, err
+}
 
 func routeAction(args []string) (Action, error) {
 	if len(args) == 0 || !nameRE.MatchString(args[0]) {

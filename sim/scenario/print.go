@@ -141,6 +141,12 @@ func (r Route) text() string {
 	return w.String()
 }
 
+func (c Cache) text() string {
+	w := words{"cache"}
+	w.devices("device", c.Of)
+	return w.String()
+}
+
 func (b Bundle) text() string {
 	w := words{"bundle", b.Release}
 	w.devices("device", b.To)

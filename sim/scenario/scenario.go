@@ -117,6 +117,9 @@ type Route struct {
 	To        fault.Devices
 }
 
+// Cache makes devices the caches of their sites.
+type Cache struct{ Of fault.Devices }
+
 // Bundle carries a release to devices in a file, as a person with a stick does.
 type Bundle struct {
 	Release string

@@ -176,7 +176,7 @@ func (d *Device) boot(ctx context.Context, disk *disk, server *server) error {
 	}
 	a, err := agent.New(agent.Options{
 		Identity: identity, Host: host{d}, Runtime: server, Files: disk, Dial: d.dial, WrapLink: d.radio.wrap,
-		Boot: d.bootloader(), Logger: d.o.Logger.With("name", d.name), Now: d.now, Zone: cmp.Or(d.o.Zone, time.UTC), Version: "sim",
+		Boot: d.bootloader(), PeerListen: "127.0.0.1:0", PeerCache: 256 << 20, Logger: d.o.Logger.With("name", d.name), Now: d.now, Zone: cmp.Or(d.o.Zone, time.UTC), Version: "sim",
 		Heartbeat: d.o.Heartbeat, TelemetryEvery: d.o.TelemetryEvery, BlockEvery: d.o.BlockEvery, CheckEvery: d.o.CheckEvery,
 	})
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/skein-fleet/skein/ota"
+	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
 	releasev1 "github.com/skein-fleet/skein/proto/gen/skein/release/v1"
 	rolloutv1 "github.com/skein-fleet/skein/proto/gen/skein/rollout/v1"
 	"github.com/skein-fleet/skein/sim/jetson"
@@ -46,6 +47,8 @@ func (s *stage) do(ctx context.Context, step scenario.Step) error {
 			d.SetInterface(a.Interface)
 		}
 		return nil
+	case scenario.Cache:
+		return s.cache(ctx, a)
 	case scenario.Bundle:
 		return s.bundle(ctx, a)
 	case scenario.Restart:
@@ -57,6 +60,36 @@ func (s *stage) do(ctx context.Context, step scenario.Step) error {
 		return nil
 	}
 	return fmt.Errorf("%T cannot be played", step.Action)
+}
+
+// cache makes devices the caches of their sites, and returns when they serve.
+func (s *stage) cache(ctx context.Context, a scenario.Cache) error {
+	for _, d := range s.fleet.Pick(a.Of, s.script.Seed) {
+		err := patiently(ctx, func(ctx context.Context) error {
+			_, err := s.op.Fleet.LabelDevice(ctx, &fleetv1.LabelDeviceRequest{Device: d.ID(), Grant: []string{"cache"}})
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("make %s a cache: %w", d.Name(), err)
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errors.New("a cache does not serve"))
+	defer cancel()
+	for _, d := range s.fleet.Pick(a.Of, s.script.Seed) {
+		for {
+			r, err := s.op.Fleet.GetDevice(ctx, &fleetv1.GetDeviceRequest{Device: d.ID()})
+			if err != nil && !away(err) {
+				return err
+			}
+			if err == nil && len(r.GetDevice().GetServes()) > 0 {
+				break
+			}
+			if !sleep(ctx, lookEvery) {
+				return context.Cause(ctx)
+			}
+		}
+	}
+	return nil
 }
 
 // patiently repeats what a person does while the control plane is away.
