@@ -70,12 +70,12 @@ export function DevicePage() {
           <Desired device={d} />
           <Journal device={d} />
           <Boot device={d} />
+          <Agent device={d} />
         </div>
         <div className="c4 stack-gap">
           <Conditions device={d} />
           <Transfer device={d} />
           <Fetched device={d} />
-          <Agent device={d} />
           <Facts device={d} />
         </div>
       </div>

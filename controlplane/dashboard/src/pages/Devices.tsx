@@ -45,7 +45,8 @@ function NameCell({ device: d }: { device: Device }) {
 function UpdateCell({ device: d }: { device: Device }) {
   const word = updateName(d);
   if (word === "settled" && !d.runningRelease && !d.desiredRelease) return <span className="muted">–</span>;
-  return <Badge word={word}>{word === "failed" && d.failureClass ? d.failureClass.toLowerCase().replace("_", " ") : word === "converging" && d.step ? d.step : word === "waiting" ? `waits: ${d.transfer?.waits.replace(" window", "")}` : word}</Badge>;
+  if (word === "waiting") return <span title={`waits for the ${d.transfer?.waits} of its policy`}><Badge word="waiting" /></span>;
+  return <Badge word={word}>{word === "failed" && d.failureClass ? d.failureClass.toLowerCase().replace("_", " ") : word === "converging" && d.step ? d.step : word}</Badge>;
 }
 
 function ReleaseCell({ device: d }: { device: Device }) {

@@ -90,6 +90,14 @@ export function ReleasePage() {
             </dl>
           </Panel>
           <Sources release={r} />
+          <Panel title="Parameters" flush>
+            {r.parameters.length === 0 ? <p className="body muted">It declares none.</p> : (
+              <div className="scroll-x" tabIndex={0} role="region" aria-label="Parameters"><table className="grid">
+                <thead><tr><th>Key</th><th>Type</th><th>Default</th><th>What it is</th></tr></thead>
+                <tbody>{r.parameters.map((p) => <tr key={p.key}><td className="mono">{p.key}{p.required && <span className="muted"> (required)</span>}</td><td>{p.type}</td><td className="mono">{p.default || <span className="muted">–</span>}</td><td>{p.description}</td></tr>)}</tbody>
+              </table></div>
+            )}
+          </Panel>
         </div>
         <div className="c7 stack-gap">
           <Panel title="Targets" flush>
@@ -107,14 +115,6 @@ export function ReleasePage() {
               <tbody>{q.data?.layers.map((l) => <File key={l.digest} layer={l} compared={!!q.data.before} />)}</tbody>
             </table></div>}
           </Panel>
-          <Panel title="Parameters" flush>
-            {r.parameters.length === 0 ? <p className="body muted">It declares none.</p> : (
-              <div className="scroll-x" tabIndex={0} role="region" aria-label="Parameters"><table className="grid">
-                <thead><tr><th>Key</th><th>Type</th><th>Default</th><th>What it is</th></tr></thead>
-                <tbody>{r.parameters.map((p) => <tr key={p.key}><td className="mono">{p.key}{p.required && <span className="muted"> (required)</span>}</td><td>{p.type}</td><td className="mono">{p.default || <span className="muted">–</span>}</td><td>{p.description}</td></tr>)}</tbody>
-              </table></div>
-            )}
-          </Panel>
         </div>
       </div>
     </>
@@ -129,7 +129,7 @@ function File({ layer: l, compared }: { layer: Layer; compared: boolean }) {
       <td>{l.title} <Digest value={l.digest} what={`digest of ${l.title}`} /></td>
       <td className="right num nowrap">{bytes(l.bytes)}</td>
       <td className="right num nowrap">{compared ? <>{share(l.sharedBytes)}{l.chunks > 0 && <span className="muted"> of {plural(l.chunks, "chunk")}</span>}</> : <span className="muted">–</span>}</td>
-      <td>{l.patches.length === 0 ? <span className="muted">none</span> : l.patches.map((p) => <div key={p.baseDigest} className="nowrap">{bytes(p.bytes)} ({share(p.bytes)}) from <Digest value={p.baseDigest} what="digest of the older file" /></div>)}</td>
+      <td>{l.patches.length === 0 ? <span className="muted">none</span> : l.patches.map((p) => <div key={p.baseDigest}>{bytes(p.bytes)} ({share(p.bytes)}) from <Digest value={p.baseDigest} what="digest of the older file" /></div>)}</td>
     </tr>
   );
 }

@@ -43,16 +43,16 @@ function code(text: string) {
 }
 
 function Slots({ chain: b }: { chain: BootChain }) {
-  const rows = [...b.rootfs.map((s) => ({ s, what: "Root file system" })), ...b.firmware.map((s) => ({ s, what: "Firmware" }))];
+  const rows = [...b.rootfs.map((s) => ({ s, what: "Rootfs" })), ...b.firmware.map((s) => ({ s, what: "Firmware" }))];
   if (rows.length === 0) return <p className="body muted">It tells of no slots.</p>;
   return (
     <div className="scroll-x" tabIndex={0} role="region" aria-label="Boot slots"><table className="grid">
-      <thead><tr><th>Slot</th><th>Status</th><th className="right">Retries left</th><th>Use</th></tr></thead>
+      <thead><tr><th>Slot</th><th>Status</th><th className="right">Retries</th><th>Use</th></tr></thead>
       <tbody>{rows.map(({ s, what }) => (
         <tr key={what + s.number}>
-          <td>{what} <strong>{letter(s.number)}</strong></td>
+          <td className="nowrap">{what} <strong>{letter(s.number)}</strong></td>
           <td><Badge word={slotWords[s.status] ?? ""}>{s.status || "unknown"}</Badge></td>
-          <td className="right num">{s.retries < 0 ? <span className="muted">not told</span> : <span className={s.retries === 0 ? "t-bad" : ""}>{s.retries}</span>}</td>
+          <td className="right num">{s.retries < 0 ? <span className="muted"><span aria-hidden="true">–</span><span className="sr">not told</span></span> : <span className={s.retries === 0 ? "t-bad" : ""}>{s.retries}</span>}</td>
           <td>{use(s)}</td>
         </tr>
       ))}</tbody>

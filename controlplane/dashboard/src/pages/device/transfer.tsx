@@ -1,5 +1,5 @@
 import type { AllowanceUse, Device, TransferState } from "../../gen/skein/fleet/v1/fleet_pb";
-import { bytes, percent } from "../../lib/format";
+import { bytes } from "../../lib/format";
 import { Ago, At, Banner, Panel } from "../../ui/basics";
 
 const waitsFor: Record<string, string> = {
@@ -18,7 +18,7 @@ export function Transfer({ device: d }: { device: Device }) {
         {t.waits && <Waits transfer={t} />}
         {t.used.length > 0 && <ul className="bars" aria-label="Allowances of bytes">{t.used.map((u) => <Use key={`${u.linkClass}/${u.period}`} use={u} />)}</ul>}
         <dl className="facts">
-          <dt>Waits for</dt><dd>{t.waits ? `the ${t.waits}` : "nothing"}</dd>
+          {!t.waits && <><dt>Waits for</dt><dd>nothing</dd></>}
           <dt>Interface</dt><dd>{t.interface ? <span className="mono small">{t.interface}</span> : <span className="muted">unknown</span>}</dd>
           <dt>Time zone</dt><dd>{t.zone || <span className="muted">unknown</span>}</dd>
         </dl>
@@ -31,7 +31,7 @@ function Waits({ transfer: t }: { transfer: TransferState }) {
   return (
     <Banner tone="info" icon="clock">
       <strong>{waitsFor[t.waits] ?? `It waits for the ${t.waits}`}</strong>
-      <span>{t.until ? <>Until <At at={t.until} />, <Ago at={t.until} />.</> : "An end is not in sight: no window opens, or the allowance does not come back."}</span>
+      <span>{t.until ? <>Until <At at={t.until} />, <Ago at={t.until} />.</> : "An end is not in sight."}</span>
     </Banner>
   );
 }
@@ -42,8 +42,8 @@ function Use({ use: u }: { use: AllowanceUse }) {
   const fill = share >= 1 ? "f-bad" : share > 0.8 ? "f-warn" : "f-info";
   return (
     <li>
-      <span>{u.linkClass}, {u.period} {u.name}</span>
-      <span className="num">{bytes(u.bytes)}{limit > 0 && <span className="muted"> of {bytes(u.limit)} ({percent(Number(u.bytes), limit)})</span>}</span>
+      <span>{u.linkClass}, {u.name}</span>
+      <span className="num">{bytes(u.bytes)}{limit > 0 && <span className="muted"> of {bytes(u.limit)}</span>}</span>
       <span className="track"><span className={`fill ${fill}`} style={{ width: `${100 * share}%` }} /></span>
     </li>
   );
