@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"sync"
@@ -231,7 +232,7 @@ func (a *Agent) places(addr net.Addr) []string {
 		return nil
 	}
 	if !t.IP.IsUnspecified() {
-		return []string{t.AddrPort().String()}
+		return []string{netip.AddrPortFrom(t.AddrPort().Addr().Unmap(), t.AddrPort().Port()).String()}
 	}
 	first, _ := a.opts.Host.DefaultInterface() // unknown: in the order of the system
 	all, err := net.Interfaces()
