@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/skein-fleet/skein/agent/internal/localapi"
@@ -169,7 +170,7 @@ func (a *Agent) awaitBundle(ctx context.Context, c *carried) (outcome, failure s
 }
 
 func (a *Agent) openBundle(path string) (*carried, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a named pipe without a writer would hold it for ever
 	if err != nil {
 		return nil, err
 	}
@@ -228,7 +229,7 @@ func (a *Agent) copyBundle(ctx context.Context, c *carried) error {
 	f := &fetch.Fetcher{Store: a.blobs, Source: c, Attempts: 2, MaxWait: time.Second}
 	f.Progress = func(_ ota.Digest, have, size int64) {
 		if size > 0 {
-			a.held.set(byBundle, fmt.Sprintf("copying from the bundle %s: %d of %d MiB of a file", c.file.Name(), have>>20, size>>20))
+			a.held.set(byBundle, fmt.Sprintf("copying from the bundle %s: %d of %d KiB of a file", c.file.Name(), have>>10, (size+1023)>>10))
 		}
 	}
 	if err := f.Fetch(ctx, c.Info.Index); err != nil {
@@ -264,6 +265,7 @@ func (a *Agent) copyBundle(ctx context.Context, c *carried) error {
 			return err
 		}
 	}
+	a.held.set(byBundle, "")
 	a.log.Info("copied from a bundle", "bundle", c.file.Name(), "bytes", f.BytesFetched(), "took", time.Since(begin))
 	return nil
 }

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -155,9 +157,13 @@ func writeReceipt(ctx context.Context, client agentlocalv1connect.LocalServiceCl
 }
 
 func bundleShowCommand(s streams) *cobra.Command {
-	return &cobra.Command{
+	var output string
+	c := &cobra.Command{
 		Use: "show FILE", Short: "Show what a bundle holds, without trusting it", Args: oneArg, Example: "  skein-agent bundle show /media/usb/meter.skein",
 		RunE: func(_ *cobra.Command, args []string) error {
+			if output != "text" && output != "json" {
+				return fmt.Errorf("%w: --output %q: want text or json", errUsage, output)
+			}
 			f, err := os.Open(args[0])
 			if err != nil {
 				return err
@@ -169,16 +175,31 @@ func bundleShowCommand(s streams) *cobra.Command {
 			}
 			b, err := bundle.Open(f, st.Size())
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w", args[0], err)
 			}
-			fmt.Fprintf(s.out, "release %s\ndigest  %s\nexpires %s\nwritten %s by %s\nlayers  %d\n", b.Info.Release, b.Info.Index.Digest, b.Info.Expires, b.Info.Created, b.Info.By, len(b.Info.Layers))
-			for _, t := range b.Info.Targets {
-				fmt.Fprintln(s.out, "target ", t)
-			}
-			for _, d := range b.Devices() {
-				fmt.Fprintln(s.out, "device ", d)
-			}
-			return nil
+			return printBundle(s.out, b, output)
 		},
 	}
+	c.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	return c
+}
+
+// printBundle prints a bundle as skein/bundle.json with its devices, or in lines.
+func printBundle(w io.Writer, b *bundle.Bundle, output string) error {
+	if output == "json" {
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		return e.Encode(struct {
+			bundle.Info
+			Devices []string `json:"devices"`
+		}{b.Info, slices.Concat([]string{}, b.Devices())})
+	}
+	fmt.Fprintf(w, "release %s\ndigest  %s\nexpires %s\nwritten %s by %s\nlayers  %d\n", b.Info.Release, b.Info.Index.Digest, b.Info.Expires, b.Info.Created, b.Info.By, len(b.Info.Layers))
+	for _, t := range b.Info.Targets {
+		fmt.Fprintln(w, "target ", t)
+	}
+	for _, d := range b.Devices() {
+		fmt.Fprintln(w, "device ", d)
+	}
+	return nil
 }

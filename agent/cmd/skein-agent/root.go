@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/skein-fleet/skein/agent"
+	"github.com/skein-fleet/skein/agent/internal/localapi"
 	"github.com/skein-fleet/skein/agent/internal/selfupdate"
 	"github.com/skein-fleet/skein/ota/slot"
 )
@@ -128,5 +129,5 @@ func unreachable(err error, socket string) error {
 	if _, ok := errors.AsType[*net.OpError](err); ok || strings.Contains(err.Error(), "connect: ") {
 		return fmt.Errorf("%w on %s: %w", errNoAgent, socket, err)
 	}
-	return err
+	return localapi.Refusal(err)
 }

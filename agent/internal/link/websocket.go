@@ -55,7 +55,16 @@ func (m *MQTT) dial(ctx context.Context) (*watchedConn, error) {
 			break // the other way leads to the same answer
 		}
 	}
-	return nil, errors.Join(errs...)
+	return nil, oneLine(errs)
+}
+
+// oneLine joins what each way said, for people who read it in a line.
+func oneLine(errs []error) error {
+	all := errs[0]
+	for _, err := range errs[1:] {
+		all = fmt.Errorf("%w; %w", all, err)
+	}
+	return all
 }
 
 func (m *MQTT) within(ctx context.Context, d time.Duration, dial func(context.Context) (*watchedConn, error)) (*watchedConn, error) {

@@ -122,4 +122,7 @@ func TestAutoSaysBoth(t *testing.T) {
 			t.Errorf("%v does not say %q", r.last(), part)
 		}
 	}
+	if strings.Contains(r.last().Error(), "\n") {
+		t.Errorf("%q is not one line", r.last())
+	}
 }

@@ -217,3 +217,12 @@ func stamp(t time.Time) *timestamppb.Timestamp {
 	}
 	return timestamppb.New(t)
 }
+
+// Refusal returns an error of a call for people: where the agent refused, its
+// own words.
+func Refusal(err error) error {
+	if e, ok := errors.AsType[*connect.Error](err); ok && e.Code() == connect.CodeFailedPrecondition {
+		return errors.New(e.Message())
+	}
+	return err
+}

@@ -2,6 +2,7 @@ package selfupdate
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -228,10 +229,12 @@ func stay(dir string) {
 type bench struct {
 	t   *testing.T
 	dir string
+	// pause is the first pause of the supervisor, a millisecond when 0.
+	pause time.Duration
 }
 
 func newBench(t *testing.T) *bench {
-	b := &bench{t, t.TempDir()}
+	b := &bench{t: t, dir: t.TempDir()}
 	b.do(Factory, "stay")
 	return b
 }
@@ -286,7 +289,7 @@ func (b *bench) supervise(done func(r Record, starts []string, there bool) bool)
 	os.Remove(filepath.Join(b.dir, "there"))
 	ctx, cancel := context.WithTimeout(b.t.Context(), 30*time.Second)
 	defer cancel()
-	v := &Supervisor{Files: b.files(), Factory: self, Deadline: 300 * time.Millisecond, StopTimeout: time.Millisecond, RestartMin: time.Millisecond}
+	v := &Supervisor{Files: b.files(), Factory: self, Deadline: 300 * time.Millisecond, StopTimeout: time.Millisecond, RestartMin: cmp.Or(b.pause, time.Millisecond)}
 	ended := make(chan error, 1)
 	go func() { ended <- v.Run(ctx) }()
 	defer func() {
@@ -352,6 +355,25 @@ func TestSupervisorGivesUpCrashingAgent(t *testing.T) {
 	}
 	if !strings.Contains(r.Failed.Cause, "panic: boom") || r.Failed.Update != "u" {
 		t.Errorf("failed %+v", r.Failed)
+	}
+}
+
+// TestSupervisorGoesBackAtOnce: nothing is served while no agent runs, so what
+// was before waits for no pause after the last try.
+func TestSupervisorGoesBackAtOnce(t *testing.T) {
+	b := newBench(t)
+	b.pause = time.Hour
+	b.trial("crash")
+	s, err := Open(b.files())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.change(func(r *Record) { r.Trial.TriesLeft = 1 }); err != nil {
+		t.Fatal(err)
+	}
+	r, starts := b.supervise(func(_ Record, _ []string, there bool) bool { return there })
+	if r.Trial != nil || r.Failed == nil || last(starts) != Factory || len(starts) != 2 {
+		t.Errorf("record %+v, starts %v", r, starts)
 	}
 }
 

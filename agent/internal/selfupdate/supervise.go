@@ -123,7 +123,11 @@ func (v *Supervisor) once(ctx context.Context, slots *Slots) (again bool, err er
 	v.Logger.Info("agent ended", "slot", name, "status", c.code(), "again", again)
 	if trial && !again {
 		v.Logger.Warn("the new agent ended", "cause", c.cause())
-		return false, slots.Ended(c.cause())
+		if err := slots.Ended(c.cause()); err != nil {
+			return false, err
+		}
+		t := slots.Record().Trial
+		return t == nil || t.TriesLeft == 0, nil // nothing is served meanwhile: what was before runs at once
 	}
 	return again, nil
 }
