@@ -21,6 +21,9 @@ import (
 // ErrSyntax is what Parse returns, wrapped.
 var ErrSyntax = errors.New("not a window")
 
+// ErrZone is what Zone returns, wrapped.
+var ErrZone = errors.New("no time zone")
+
 // maxSpans bounds the spans of one set.
 const maxSpans = 32
 
@@ -192,11 +195,11 @@ func daysText(days [7]bool) string {
 // Zone returns the zone of a name of the tz database.
 func Zone(name string) (*time.Location, error) {
 	if name == "" || strings.EqualFold(name, "local") {
-		return nil, fmt.Errorf("%w: %q is no time zone: want a name as Europe/Paris", ErrSyntax, name)
+		return nil, fmt.Errorf("%w: %q: want a name as Europe/Paris or UTC", ErrZone, name)
 	}
 	loc, err := time.LoadLocation(name)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %q is no time zone: want a name as Europe/Paris or UTC", ErrSyntax, name)
+		return nil, fmt.Errorf("%w: %q: want a name as Europe/Paris or UTC", ErrZone, name)
 	}
 	return loc, nil
 }

@@ -61,7 +61,7 @@ func TestParse(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "Local", "Mars/Olympus", "../etc/passwd"} {
-		if _, err := Zone(bad); !errors.Is(err, ErrSyntax) {
+		if _, err := Zone(bad); !errors.Is(err, ErrZone) {
 			t.Errorf("Zone(%q): %v", bad, err)
 		}
 	}

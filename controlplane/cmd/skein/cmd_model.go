@@ -1,7 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -38,6 +42,9 @@ func (a *app) modelPushCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if r.GetExisting() {
+				a.kept(req, r.GetVersion())
+			}
 			return a.emit(r, func(w io.Writer) {
 				v := r.GetVersion()
 				known := ""
@@ -57,6 +64,24 @@ func (a *app) modelPushCmd() *cobra.Command {
 		_ = c.MarkFlagRequired(name)
 	}
 	return c
+}
+
+// kept says what of a push is not taken: a version that was there keeps what was
+// said of it first, since releases of it are signed.
+func (a *app) kept(req *artifactv1.PushModelRequest, v *artifactv1.ModelVersion) {
+	var lost []string
+	if len(req.GetMirrors()) > 0 && !slices.Equal(req.GetMirrors(), v.GetMirrors()) {
+		lost = append(lost, "--mirror")
+	}
+	if len(req.GetMetadata()) > 0 && !maps.Equal(req.GetMetadata(), v.GetMetadata()) {
+		lost = append(lost, "--meta")
+	}
+	if req.GetDescription() != "" && req.GetDescription() != v.GetDescription() {
+		lost = append(lost, "--description")
+	}
+	if len(lost) > 0 {
+		fmt.Fprintf(a.env.stderr, "skein: warning: these bytes are %s@%d already, which keeps what was said of it: %s not taken\n", v.GetModel(), v.GetVersion(), strings.Join(lost, ", "))
+	}
 }
 
 func (a *app) modelListCmd() *cobra.Command {

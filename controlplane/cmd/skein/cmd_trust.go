@@ -331,7 +331,7 @@ func draftText(w io.Writer, d *trustv1.Draft) {
 		complete = complete && len(signed) >= int(n.GetThreshold())
 	}
 	if complete {
-		line(w, "  complete: it is published once the other draft is too, and skeind has its signer")
+		line(w, "  complete: skeind publishes it with its signer; root and targets that need each other wait for both")
 	}
 }
 
