@@ -153,7 +153,7 @@ func TestAllowanceOverDays(t *testing.T) {
 	w.big(5 << 19) // 2.5 MiB
 	policy := wire.Policy{Zone: "UTC", Metered: []string{"wwan*"}, Allowances: []wire.Allowance{{Class: wire.Metered, Period: wire.PerDay, Bytes: perDay}}}
 	on(t, w, base, func(t *testing.T, d *device) {
-		d.opts.Host.(*board).iface = "wwan0"
+		d.opts.Host.(*board).iface.Store("wwan0")
 		w.want(2, "9", under(policy))
 		at := w.got().fetched
 		for day := range 2 {
@@ -181,14 +181,14 @@ func TestOtherLinkIsFree(t *testing.T) {
 	w, base := standard(t)
 	w.big(1 << 20)
 	on(t, w, base, func(t *testing.T, d *device) {
-		d.opts.Host.(*board).iface = "wwan0"
+		d.opts.Host.(*board).iface.Store("wwan0")
 		none := wire.Policy{Metered: []string{"wwan*"}, Allowances: []wire.Allowance{{Class: wire.Metered, Period: wire.PerMonth, Bytes: 0}}}
 		w.want(2, "9", under(none))
 		settle(time.Hour)
 		if !d.reason("no bytes may come over metered links, and wwan0 is one") {
 			t.Errorf("%q", d.Status().Reasons)
 		}
-		d.opts.Host.(*board).iface = "eth0"
+		d.opts.Host.(*board).iface.Store("eth0")
 		settle(3 * time.Minute)
 		bias(t, d, 9, "over the cable")
 	})

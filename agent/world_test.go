@@ -364,7 +364,7 @@ func (w *world) event(attack string) bool {
 type board struct {
 	files slot.Files
 	clock func() time.Time
-	iface string // of the default route
+	iface atomic.Value // string, of the default route
 }
 
 func (b *board) Facts(context.Context) (Facts, error) {
@@ -380,7 +380,10 @@ func (b *board) Readings(context.Context) ([]telemetry.Reading, error) {
 	}, nil
 }
 
-func (b *board) DefaultInterface() (string, error) { return b.iface, nil }
+func (b *board) DefaultInterface() (string, error) {
+	name, _ := b.iface.Load().(string)
+	return name, nil
+}
 
 func (b *board) DiskFree() (int64, error) {
 	if m, ok := b.files.(*slot.Mem); ok {
