@@ -140,7 +140,8 @@ func union[V any](a, b map[string]V) []string {
 }
 
 func sameTarget(a, b *metadata.TargetFiles) bool {
-	return a.Length == b.Length && a.Hashes.Equal(b.Hashes) && customText(a) == customText(b) && jsonText(a.UnrecognizedFields) == jsonText(b.UnrecognizedFields)
+	return a.Length == b.Length && a.Hashes.Equal(b.Hashes) && customText(a) == customText(b) &&
+		(len(a.UnrecognizedFields)+len(b.UnrecognizedFields) == 0 || jsonText(a.UnrecognizedFields) == jsonText(b.UnrecognizedFields)) // none is null before it was read back, {} after
 }
 
 func customText(t *metadata.TargetFiles) string {

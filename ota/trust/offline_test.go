@@ -109,6 +109,20 @@ func (w *world) pend() string {
 	return path
 }
 
+// TestDraftShowsOnlyWhatChanges: a release that was listed in this process is
+// no change of the next draft.
+func TestDraftShowsOnlyWhatChanges(t *testing.T) {
+	w := offlineWorld(t)
+	w.pend()
+	dave.sign(t, w.repo, w.now)
+	erin.sign(t, w.repo, w.now)
+	w.pend()
+	drafts := w.repo.Status().Drafts
+	if len(drafts) != 1 || len(drafts[0].Changes) != 1 || drafts[0].Changes[0].Sign != "+" {
+		t.Fatalf("%+v", drafts)
+	}
+}
+
 func TestOfflineRelease(t *testing.T) {
 	w := offlineWorld(t)
 	one, two := w.pend(), w.pend()

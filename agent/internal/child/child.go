@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -109,6 +110,18 @@ func (s *Source) drop(d ota.Digest, url string) {
 		delete(s.offers, d)
 		return
 	}
+	s.offers[d] = o
+}
+
+// last puts a URL that did not give all behind the others, which have their turn.
+func (s *Source) last(d ota.Digest, url string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.offers[d]
+	if len(o.urls) < 2 || o.urls[0] != url {
+		return
+	}
+	o.urls = append(slices.Clone(o.urls[1:]), url) // the manifest's stay as they are
 	s.offers[d] = o
 }
 
@@ -302,6 +315,7 @@ func (t *tail) Close() error {
 	defer func() { <-t.s.slot }()
 	if t.at < t.size {
 		t.cancel()
+		t.s.last(t.d, t.url)
 	}
 	<-t.done
 	t.cancel()

@@ -54,6 +54,8 @@ func TestMirrors(t *testing.T) {
 	var bodies, cutAt atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
+		case "/down":
+			w.WriteHeader(http.StatusServiceUnavailable)
 		case "/other":
 			_, _ = w.Write(content(4<<20 - 1))
 		case "/cut":
@@ -98,6 +100,17 @@ func TestMirrors(t *testing.T) {
 		}
 		if n := bodies.Load(); n > int64(len(want))+256<<10 {
 			t.Errorf("%d bytes came for a blob of %d", n, len(want))
+		}
+	})
+	t.Run("the next mirror after one that is down", func(t *testing.T) {
+		s, f := setup(t)
+		l := layer(want, server.URL+"/down", server.URL+"/m")
+		s.Offer([]manifest.Descriptor{l})
+		if err := f.Fetch(t.Context(), l); err != nil {
+			t.Fatal(err)
+		}
+		if l.URLs[0] != server.URL+"/down" {
+			t.Errorf("the manifest's own list became %v", l.URLs)
 		}
 	})
 	t.Run("the next mirror after a wrong one", func(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 
 	"github.com/skein-fleet/skein/controlplane/internal/store"
@@ -135,20 +136,22 @@ func (v *verification) release(target trust.TargetInfo) error {
 	if v.row.Parameters, err = json.Marshal(slices.Concat([]manifest.ParamDecl{}, r.Parameters)); err != nil {
 		return fmt.Errorf("encode parameters: %w", err)
 	}
-	sizes := map[ota.Digest]int64{}
+	sizes, small := map[ota.Digest]int64{}, map[ota.Digest]int64{target.Digest: target.Length}
 	for _, d := range ix.Manifests {
-		if err := v.manifest(d, sizes); err != nil {
+		if err := v.manifest(d, sizes, small); err != nil {
 			return err
 		}
 	}
-	for _, n := range sizes {
+	maps.Copy(small, sizes)
+	for _, n := range small {
 		v.row.Bytes += n
 	}
 	return nil
 }
 
-// manifest reads one manifest and notes which of its layers are not here.
-func (v *verification) manifest(d manifest.Descriptor, sizes map[ota.Digest]int64) error {
+// manifest reads one manifest and notes which of its layers are not here. small
+// gets what is not a layer.
+func (v *verification) manifest(d manifest.Descriptor, sizes, small map[ota.Digest]int64) error {
 	raw, err := v.blob(d)
 	if err != nil {
 		return err
@@ -160,6 +163,7 @@ func (v *verification) manifest(d manifest.Descriptor, sizes map[ota.Digest]int6
 	if _, err := v.blob(m.Config); err != nil {
 		return err
 	}
+	small[d.Digest], small[m.Config.Digest] = d.Size, m.Config.Size
 	t := store.ReleaseTarget{Target: d.Annotations[manifest.AnnTarget], Manifest: string(d.Digest), Bytes: v.row.Length + d.Size + m.Config.Size}
 	for _, l := range m.Layers {
 		t.Bytes += l.Size
