@@ -655,6 +655,44 @@ func TestSlowReader(t *testing.T) {
 	}
 }
 
+// TestManyOfOne: one device cannot have all places; who waits is told to come
+// again, and a busy peer is asked again.
+func TestManyOfOne(t *testing.T) {
+	p := newPlace(t)
+	if _, err := read(t.Context(), p.client(), p.release, 0, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	gate := make(chan struct{})
+	p.uplink.gate = gate
+	var wg sync.WaitGroup
+	header := map[string]string{GrantHeader: base64.RawURLEncoding.EncodeToString(p.grant())}
+	busy := make(chan string, maxOfOne+2)
+	for range maxOfOne + 2 { // all wait for the first byte, but those over the limit
+		wg.Go(func() {
+			resp, _ := p.raw(http.MethodGet, blobPath+string(p.model), header)
+			if resp.StatusCode == http.StatusServiceUnavailable {
+				busy <- resp.Header.Get("Retry-After")
+			} else if resp.StatusCode != http.StatusOK {
+				t.Errorf("%s", resp.Status)
+			}
+		})
+	}
+	for range 2 {
+		if after := <-busy; after == "" {
+			t.Error("a busy peer does not say when to come again")
+		}
+	}
+	c := p.client()
+	wg.Go(func() { // it asks until there is a place
+		got, err := read(t.Context(), c, p.model, 0, int64(len(p.bytes)))
+		if err != nil || !bytes.Equal(got, p.bytes) {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+	})
+	close(gate)
+	wg.Wait()
+}
+
 func FuzzByteRange(f *testing.F) {
 	for _, s := range []string{"", "bytes=0-", "bytes=0-0", "bytes=1-2", "bytes=2-1", "bytes=-1", "bytes=0-18446744073709551615"} {
 		f.Add(s, int64(10))
