@@ -56,7 +56,9 @@ func TestWaysToPeers(t *testing.T) {
 
 // TestPlaces: only addresses of private networks are told.
 func TestPlaces(t *testing.T) {
-	a := &Agent{log: slog.New(slog.DiscardHandler), opts: Options{Host: &board{iface: "eth0"}}}
+	host := &board{}
+	host.iface.Store("eth0")
+	a := &Agent{log: slog.New(slog.DiscardHandler), opts: Options{Host: host}}
 	if got := a.places(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 5}); len(got) != 1 || got[0] != "127.0.0.1:5" {
 		t.Errorf("of one address: %q", got)
 	}
