@@ -250,10 +250,19 @@ async function walkUpdates() {
   if (!(await page.getByRole("option", { name: /meter@4/ }).isDisabled())) problem("start rollout", "a release that waits can be chosen");
 }
 
+/** Closes the window of the whole fleet in which releases may be applied, or takes it away again. */
+async function setWindow(part) {
+  if (token === "skp_fake") return; // there two devices wait anyway
+  const settings = [{ scope: "POLICY_SCOPE_FLEET", key: "apply-window", value: part === "set" ? "Mon 03:00-03:01" : "" }];
+  const status = await page.evaluate(async ([to, body]) => (await fetch(to, { method: "POST", headers: { "Content-Type": "application/json", "Connect-Protocol-Version": "1" }, body })).status, ["/skein.policy.v1.PolicyService/SetPolicy", JSON.stringify({ [part]: settings })]);
+  if (status !== 200) problem(here, `the policy was not taken: ${status}`);
+}
+
 async function driveRollout() {
   here = "start rollout";
   await page.goto(`${url}/releases`);
   await page.getByRole("region", { name: "Releases" }).waitFor();
+  await setWindow("set");
   const which = process.env.SKEIN_RELEASE;
   const row = which ? page.getByRole("link", { name: `Roll out ${which}`, exact: true }) : page.getByRole("link", { name: /^Roll out / }).first();
   await row.click();
@@ -272,7 +281,10 @@ async function driveRollout() {
   await page.waitForURL(/\/rollouts\/(?!new)/);
   await page.getByRole("heading", { name: "Waves" }).waitFor();
   await page.locator(".head .badge", { hasText: /running|pending/ }).waitFor();
+  await page.locator(".summary").getByText(/^waiting for a window or an allowance [1-9]/).waitFor();
+  if ((await page.locator(".summary li", { hasText: "failed" }).textContent()) !== "failed 0") problem("rollout", "devices that wait count as failed");
   await shoot("rollout-running");
+  say("rollout: devices that wait for a window are counted apart");
 
   // Paused at once: a small fleet may be through before everything is looked at.
   const act = async (button, reason, phase) => {
@@ -290,6 +302,7 @@ async function driveRollout() {
   await inspect("rollout-paused");
   await act("Resume", "the walk resumes it", /^(running|pending)$/);
   await act("Abort", "the walk aborts it", /^(aborting|aborted|rolled-back)$/);
+  await setWindow("remove");
   await page.locator(".head .badge", { hasText: /^(aborted|rolled-back)$/ }).waitFor({ timeout: Math.max(patience, 60_000) });
   await inspect("rollout-aborted");
 }
