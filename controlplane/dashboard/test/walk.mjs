@@ -323,7 +323,7 @@ async function walkTokens() {
 async function walkRest() {
   await visit("releases", "/releases", () => page.getByRole("region", { name: "Releases" }).waitFor());
   await page.getByRole("region", { name: "Releases" }).getByRole("row").nth(1).getByRole("link").first().click();
-  await page.getByRole("heading", { name: "Targets" }).waitFor();
+  await page.getByRole("heading", { name: "Targets", exact: true }).waitFor();
   const attached = page.getByRole("region", { name: "Attestations" });
   await attached.getByText("Provenance").first().waitFor();
   await attached.getByText("ML-BOM").first().waitFor();
