@@ -73,7 +73,7 @@ func (c *Catalog) Create(ctx context.Context, r Request) (store.Release, error) 
 	if err != nil {
 		return store.Release{}, err
 	}
-	if row, err = c.publish(ctx, row); err != nil {
+	if row, err = c.publishNew(ctx, row); err != nil {
 		return store.Release{}, err
 	}
 	c.cfg.Logger.Info("release made", "release", row.Name+"@"+row.Version, "digest", row.Digest, "counter", row.Counter, "ready", row.Ready)

@@ -354,7 +354,7 @@ func (v *verification) admit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if r, err = v.c.publish(ctx, r); err != nil {
+	if r, err = v.c.publishNew(ctx, r); err != nil {
 		return err
 	}
 	v.row.Ready = r.Ready

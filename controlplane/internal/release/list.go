@@ -103,6 +103,17 @@ func (c *Catalog) publish(ctx context.Context, r store.Release) (store.Release, 
 	return r, c.rememberAs(ctx, r, "")
 }
 
+// publishNew publishes a release whose version is taken from now on. One that
+// cannot be listed now, as when the signer is away, is kept as one that waits.
+func (c *Catalog) publishNew(ctx context.Context, r store.Release) (store.Release, error) {
+	done, err := c.publish(ctx, r)
+	if err == nil {
+		return done, nil
+	}
+	kept := c.rememberAs(context.WithoutCancel(ctx), r, "is not listed yet: "+err.Error())
+	return done, errors.Join(fmt.Errorf("release %s@%s is kept, and listed when this works again: %w", r.Name, r.Version, err), kept)
+}
+
 // list attaches what is known of a release, adds the TUF target and notes that the release is ready. Doing it again
 // changes nothing.
 func (c *Catalog) list(ctx context.Context, r store.Release) error {

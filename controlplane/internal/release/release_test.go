@@ -294,12 +294,18 @@ func TestCrashWhileCreating(t *testing.T) {
 			if _, err := w.cat.Create(t.Context(), w.request("meter@1")); !errors.Is(err, boom) {
 				t.Fatal(err)
 			}
-			if rs, err := w.cat.List(t.Context(), store.DefaultTenant); len(rs) != 0 || err != nil {
-				t.Errorf("half a release is listed: %v %v", rs, err)
+			rs, err := w.cat.List(t.Context(), store.DefaultTenant)
+			if err != nil || len(rs) > 1 {
+				t.Errorf("after the failure: %v %v", rs, err)
+			}
+			for _, r := range rs {
+				if r.Ready || w.cat.Pending(store.DefaultTenant, ota.Digest(r.Digest)) == "" {
+					t.Errorf("half a release counts as whole: %v", r)
+				}
 			}
 			w.cfg.StepHook = nil
 			w.restart()
-			rs, err := w.cat.List(t.Context(), store.DefaultTenant)
+			rs, err = w.cat.List(t.Context(), store.DefaultTenant)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -315,6 +321,41 @@ func TestCrashWhileCreating(t *testing.T) {
 				t.Errorf("not listed in the targets: %v", err)
 			}
 		})
+	}
+}
+
+// TestListedLater: a release that could not be listed, as when the signer is
+// away, is shown as waiting and made usable later, without a restart.
+func TestListedLater(t *testing.T) {
+	w := newWorld(t)
+	w.push("meter", 1)
+	away := errors.New("the signer does not answer")
+	w.cfg.StepHook = func(s string) error {
+		if s == StepList {
+			return away
+		}
+		return nil
+	}
+	w.restart()
+	if _, err := w.cat.Create(t.Context(), w.request("meter@1")); !errors.Is(err, away) || !strings.Contains(err.Error(), "is kept") {
+		t.Fatal(err)
+	}
+	pending := func() string {
+		rs, err := w.cat.List(t.Context(), store.DefaultTenant)
+		if err != nil || len(rs) != 1 {
+			t.Fatalf("%v %v", rs, err)
+		}
+		return w.cat.Pending(store.DefaultTenant, ota.Digest(rs[0].Digest))
+	}
+	if why := pending(); !strings.Contains(why, away.Error()) {
+		t.Errorf("it waits because it %q", why)
+	}
+	away = nil
+	if err := w.cat.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if why := pending(); why != "" {
+		t.Errorf("it still waits: it %s", why)
 	}
 }
 
