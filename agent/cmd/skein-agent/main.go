@@ -24,7 +24,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
-	if err != nil {
+	if exitCode(err) == exitHandover { // no error: the supervisor goes on with it
+		fmt.Fprintln(os.Stderr, "skein-agent:", err)
+	} else if err != nil {
 		fmt.Fprintln(os.Stderr, "skein-agent: error:", err)
 		if hint := hintOf(err); hint != "" {
 			fmt.Fprintln(os.Stderr, "skein-agent: hint:", hint)
