@@ -151,7 +151,10 @@ func (b *bootTruth) get() *boot.Inventory {
 	return b.inv
 }
 
-const bootEvery = time.Hour
+const (
+	bootEvery    = time.Hour
+	confirmEvery = 10 * time.Second
+)
 
 // bootLoop keeps the inventory of the boot chain: its traps are told long
 // before an update would fall into one.
@@ -165,7 +168,12 @@ func (a *Agent) bootLoop(ctx context.Context) error {
 			return nil
 		}
 	}
-	a.confirmBoot(ctx)
+	for !a.confirmBoot(ctx) {
+		if !pause(ctx, confirmEvery) {
+			return nil
+		}
+		a.lookAtBoot(ctx)
+	}
 	for {
 		a.lookAtBoot(ctx)
 		if !pause(ctx, bootEvery) {
@@ -174,17 +182,23 @@ func (a *Agent) bootLoop(ctx context.Context) error {
 	}
 }
 
-// confirmBoot says that the running system works, unless it is on trial: each
-// start that nobody confirms costs the slot one of three tries, and one without
-// any is given up by the firmware for good.
-func (a *Agent) confirmBoot(ctx context.Context) {
+// confirmBoot says that the running system works: each start that nobody
+// confirms costs the slot one of three tries, and one without any is given up
+// by the firmware for good. It returns false while a system is on trial, which
+// its update confirms, or gives up.
+func (a *Agent) confirmBoot(ctx context.Context) bool {
 	inv := a.boots.get()
-	if u := a.state.Get().Update; inv == nil || !inv.MarksGood || u != nil && u.OS != nil || inv.Rootfs.Active != inv.Rootfs.Current {
-		return
+	if u := a.state.Get().Update; inv == nil || u != nil && u.OS != nil && u.OS.Switched || inv.Rootfs.Active != inv.Rootfs.Current {
+		return false
 	}
-	if err := a.opts.Boot.MarkGood(ctx); err != nil && ctx.Err() == nil {
+	if !inv.MarksGood {
+		return true
+	}
+	err := a.opts.Boot.MarkGood(ctx)
+	if err != nil && ctx.Err() == nil {
 		a.log.Warn("confirm this start of the machine", "error", err)
 	}
+	return err == nil
 }
 
 // watchedBoot is a boot chain whose inventories, whoever asks, are told.
