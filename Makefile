@@ -154,6 +154,7 @@ bench-ota: build ## bytes and memory of updates, against zstd and chunk stores o
 	$(BIN)/skein-sim bench power --out bench-out/ota-power.json
 	$(BIN)/skein-sim bench stream --out bench-out/ota-stream.json
 	$(BIN)/skein-sim bench site --out bench-out/ota-site.json
+	$(BIN)/skein-sim bench site --devices 100 --kib 4096 --mbit 0.8 --out bench-out/ota-site-slow.json
 
 .PHONY: bench-agent
 bench-agent: build ## footprint of the shipped agent and of 1,000 agents in one process

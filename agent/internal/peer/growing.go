@@ -32,7 +32,7 @@ type growing struct {
 // start returns when there is a byte at offset, or none will come.
 func (g *growing) start(offset int64) error {
 	g.at = offset
-	buf := make([]byte, 32<<10)
+	buf := make([]byte, pieceSize)
 	n, err := g.read(buf)
 	if n == 0 && err != nil && !errors.Is(err, io.EOF) {
 		return errors.Join(err, g.Close())

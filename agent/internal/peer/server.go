@@ -40,13 +40,15 @@ type ServerConfig struct {
 
 // Limits of a server.
 const (
-	maxConns     = 256
-	maxTransfers = 64 // at a time; more wait
-	maxOfOne     = 8  // transfers of one device, waiting ones included
+	maxConns = 1280
+	// Transfers at a time; more wait. Siblings hold a place while the cache is
+	// still fetching, so there is one for each device of a large site.
+	maxTransfers = 1024
+	maxOfOne     = 8 // transfers of one device, waiting ones included
 	waitsFor     = 15 * time.Second
 	headerTime   = 10 * time.Second
 	idleTime     = 5 * time.Second
-	pieceSize    = 64 << 10
+	pieceSize    = 16 << 10
 )
 
 // Server gives blobs to devices of the same tenant that show a grant.

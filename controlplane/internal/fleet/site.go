@@ -97,7 +97,7 @@ func (f *Fleet) peers(dev store.Device) []wire.Peer {
 			continue
 		}
 		tw.mu.Lock()
-		addresses, ok := tw.serves, isCache(tw.dev)
+		addresses, ok := tw.serves, isCache(tw.dev) && tw.online
 		tw.mu.Unlock()
 		if !ok || len(addresses) == 0 {
 			continue
