@@ -144,7 +144,7 @@ const (
 type Agent struct {
 	opts    Options
 	log     *slog.Logger
-	facts   Facts
+	known   atomic.Pointer[Facts]
 	started time.Time
 
 	identity atomic.Pointer[Identity]
@@ -283,10 +283,10 @@ func (a *Agent) open() (err error) {
 	}
 	a.exec = reconcile.NewExecutor(reconcile.Config{
 		Files: o.Files, Blobs: a.blobs, Fetch: a.fetcher, Journal: a.journal, State: a.state, Runtime: o.Runtime,
-		Logger: a.log, Target: func() ota.Target { return a.facts.Target }, Params: a.openParams, Agrees: a.agrees,
+		Logger: a.log, Target: func() ota.Target { return a.facts().Target }, Params: a.openParams, Agrees: a.agrees,
 		BytesBy: a.chain.Bytes, Free: o.Host.DiskFree, Reserve: a.budget.Reserve, Memory: a.memory, Gate: a.budget, Now: o.Now, LoadTimeout: o.LoadTimeout, SoakEvery: o.SoakEvery,
 		Hook: o.StepHook, Observe: a.observeStep, Proven: a.observeProof,
-		Agents: agentsOf(o.Agents), Boot: a.bootOf(o.Boot), BootID: func() uint64 { return a.facts.BootID }, Restart: a.handOver, Point: o.PointHook,
+		Agents: agentsOf(o.Agents), Boot: a.bootOf(o.Boot), BootID: func() uint64 { return a.facts().BootID }, Restart: a.handOver, Point: o.PointHook,
 		Offer: a.mirrors.Offer, Spent: a.spent, Yield: a.yield, Waiting: a.noteWaiting, Tend: a.tend, TendEvery: o.CheckEvery, Refused: a.noteRefused,
 	})
 	return nil
@@ -375,10 +375,12 @@ func (a *Agent) Run(ctx context.Context) error {
 // start learns what the device is and counts this start. A disk that cannot be
 // written, full or read-only, does not keep the committed release from serving.
 func (a *Agent) start(ctx context.Context) (err error) {
-	if a.facts, err = a.opts.Host.Facts(ctx); err != nil {
+	known, err := a.opts.Host.Facts(ctx)
+	if err != nil {
 		return fmt.Errorf("learn what this device is: %w", err)
 	}
-	if boot := a.facts.BootID; boot == 0 || boot != a.state.Get().Boot { // the power may have been cut
+	a.known.Store(&known)
+	if boot := a.facts().BootID; boot == 0 || boot != a.state.Get().Boot { // the power may have been cut
 		if err := a.blobs.DropUnsynced(); err != nil {
 			a.noteDisk(err)
 		}
@@ -386,15 +388,23 @@ func (a *Agent) start(ctx context.Context) (err error) {
 			a.noteDisk(err)
 		}
 	}
-	err = a.state.Change(func(s *state.State) { s.Starts, s.Boot = s.Starts+1, a.facts.BootID })
+	err = a.state.Change(func(s *state.State) { s.Starts, s.Boot = s.Starts+1, a.facts().BootID })
 	a.noteDisk(err)
-	if err := a.ids.boot(a.opts.Identity.DeviceID, a.facts.BootID, a.state.Get().Starts, err == nil); err != nil {
+	if err := a.ids.boot(a.opts.Identity.DeviceID, a.facts().BootID, a.state.Get().Starts, err == nil); err != nil {
 		return err
 	}
 	if err := a.exec.NoteStart(); err != nil {
 		a.noteDisk(err)
 	}
 	return a.settleAgent()
+}
+
+// facts are what the device is; nothing before Run has learnt it.
+func (a *Agent) facts() Facts {
+	if f := a.known.Load(); f != nil {
+		return *f
+	}
+	return Facts{}
 }
 
 func (a *Agent) closeHTTP() {
@@ -424,7 +434,7 @@ func (a *Agent) now() time.Time {
 
 // ids hands out message ids of this start of the agent.
 type ids struct {
-	bootID  uint64
+	bootID  atomic.Uint64
 	counter atomic.Uint64
 }
 
@@ -441,12 +451,12 @@ func (i *ids) boot(device string, hostBoot, starts uint64, durable bool) error {
 		}
 	}
 	sum := sha256.Sum256(append([]byte("skein/boot/"+device+"/"), b[:]...))
-	i.bootID = binary.BigEndian.Uint64(sum[:8])
+	i.bootID.Store(binary.BigEndian.Uint64(sum[:8]))
 	return nil
 }
 
 func (i *ids) next() wire.MessageID {
-	return wire.MessageID{Boot: i.bootID, Counter: i.counter.Add(1)}
+	return wire.MessageID{Boot: i.bootID.Load(), Counter: i.counter.Add(1)}
 }
 
 // signal wakes one loop; many sets before it looks are one.

@@ -388,7 +388,7 @@ func (b *box) outcome(t *testing.T, dev *device) outcome {
 		t.Errorf("in the end: %v", err)
 	}
 	r := b.last()
-	o.os, o.class, o.failure = dev.facts.Target.Attrs["l4t"], r.FailureClass, r.Failure
+	o.os, o.class, o.failure = dev.facts().Target.Attrs["l4t"], r.FailureClass, r.Failure
 	o.slot = dev.opts.Agents.Record().Active
 	if dev.opts.Agents.Record().Trial != nil {
 		o.slot += " and a trial"
@@ -594,7 +594,7 @@ func TestOSAndAgentPowerCut(t *testing.T) {
 						b.unplug(true)
 						dev, _ := b.run(t, false, 5*time.Minute)
 						if got, err := dev.runtime.answer(); err != nil || got != 1 && got != 2 {
-							t.Errorf("offline after the cut: answers %v, %v on L4T %s", got, err, dev.facts.Target.Attrs["l4t"])
+							t.Errorf("offline after the cut: answers %v, %v on L4T %s", got, err, dev.facts().Target.Attrs["l4t"])
 						}
 						b.unplug(false)
 					})

@@ -243,7 +243,7 @@ func (a *Agent) copyBundle(ctx context.Context, c *carried) error {
 	if err != nil {
 		return err
 	}
-	desc, err := ix.Select(a.facts.Target)
+	desc, err := ix.Select(a.facts().Target)
 	if err != nil {
 		return err // the update says so too, and reports it
 	}

@@ -227,7 +227,7 @@ func (a *Agent) accept(ctx context.Context, raw []byte) error {
 	if i, err := a.install(&d); err == nil {
 		wanted = i.WorkloadID()
 	}
-	a.exec.Supersede(wanted)
+	a.exec.Supersede(wanted, d.Generation)
 	a.wakeReconcile.set()
 	a.wakeReport.set()
 	return nil

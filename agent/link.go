@@ -176,7 +176,7 @@ func (c *connection) seen(now time.Time) {
 // runLink keeps the link up and says hello on each connection.
 func (a *Agent) runLink(ctx context.Context) error {
 	return a.link.Run(ctx, link.Handler{
-		Boot: a.ids.bootID, NextID: a.ids.next,
+		Boot: a.ids.bootID.Load(), NextID: a.ids.next,
 		Connected:    a.connected,
 		Disconnected: a.disconnected,
 		Message:      a.message,
@@ -212,8 +212,8 @@ func (a *Agent) hello(ctx context.Context) error {
 	now := a.opts.Now()
 	_, doubtful := a.clock()
 	return a.send(ctx, wire.UpHello, &wire.Hello{
-		ID: a.ids.next(), Held: a.heldState(), Target: a.facts.Target.String(), Capability: wire.CapabilityVersion,
-		Clock: wire.Clock{UnixMilli: now.UnixMilli(), Doubtful: doubtful}, Agent: a.opts.Version, Hardware: a.facts.Hardware, Peer: a.serves(),
+		ID: a.ids.next(), Held: a.heldState(), Target: a.facts().Target.String(), Capability: wire.CapabilityVersion,
+		Clock: wire.Clock{UnixMilli: now.UnixMilli(), Doubtful: doubtful}, Agent: a.opts.Version, Hardware: a.facts().Hardware, Peer: a.serves(),
 	})
 }
 

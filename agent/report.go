@@ -116,7 +116,7 @@ func (a *Agent) reported() *wire.Reported {
 	s := a.state.Get()
 	r := &wire.Reported{
 		Phase: phaseOf(s), Conditions: a.board.Conditions(), Journal: a.journalLines(),
-		Target: a.facts.Target.String(), HighestCounter: s.HighestCounter, BytesFetched: s.BytesFetched,
+		Target: a.facts().Target.String(), HighestCounter: s.HighestCounter, BytesFetched: s.BytesFetched,
 		Sources: sourceBytes(s.Sources),
 	}
 	r.Policy = a.budget.State()

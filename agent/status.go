@@ -78,9 +78,9 @@ func (a *Agent) Status() Status {
 	_, doubtful := a.clock()
 	st := Status{
 		DeviceID: id.DeviceID, Tenant: id.Tenant, Name: id.Name, Serial: id.Serial, Labels: id.Labels,
-		Hardware: a.facts.Hardware, Target: a.facts.Target.String(), Agent: a.opts.Version,
+		Hardware: a.facts().Hardware, Target: a.facts().Target.String(), Agent: a.opts.Version,
 		Held: s.Held, Phase: phaseOf(s), Conditions: a.board.Conditions(), Journal: a.journalLines(),
-		Boot: a.ids.bootID, ClockDoubtful: doubtful, TrustedTime: a.trust.TrustedTime(), Uptime: now.Sub(a.started),
+		Boot: a.ids.bootID.Load(), ClockDoubtful: doubtful, TrustedTime: a.trust.TrustedTime(), Uptime: now.Sub(a.started),
 		BytesFetched: s.BytesFetched, Sources: sourceBytes(s.Sources),
 	}
 	if leaf, err := id.Leaf(); err == nil {

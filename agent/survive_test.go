@@ -197,7 +197,7 @@ func TestSupersededBeforeItRan(t *testing.T) {
 		defer a.journal.Close()
 		ref := w.releases["2"]
 		old := &state.Install{Release: ota.DigestFromSum([32]byte(ref.Digest)), Length: ref.Length, Counter: ref.Counter, TUFTarget: ref.Target}
-		a.exec.Supersede("another")
+		a.exec.Supersede("another", wire.Generation{Epoch: 9})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
 		if err := a.exec.Do(ctx, reconcile.Decision{Kind: reconcile.Start, Install: old}); err != nil {
@@ -205,6 +205,12 @@ func TestSupersededBeforeItRan(t *testing.T) {
 		}
 		if s := a.state.Get(); s.Update != nil || s.Failure == nil || s.Failure.Class != ota.Superseded {
 			t.Errorf("%+v, %+v", s.Update, s.Failure)
+		}
+		// The newest itself may be begun before Supersede is told of it.
+		newer := *old
+		newer.Generation = wire.Generation{Epoch: 10}
+		if err := a.exec.Do(ctx, reconcile.Decision{Kind: reconcile.Start, Install: &newer}); !errors.Is(err, reconcile.ErrInterrupted) {
+			t.Errorf("it does not wait for its bytes: %v, %+v", err, a.state.Get().Failure)
 		}
 	})
 }

@@ -148,7 +148,13 @@ type Executor struct {
 	mu      sync.Mutex // guards what follows
 	cancel  context.CancelCauseFunc
 	running string  // workload of the update that runs its steps
-	newest  *string // what Supersede was last told
+	newest  *wanted // what Supersede was last told
+}
+
+// wanted is a workload with the generation that asks for it.
+type wanted struct {
+	workload   string
+	generation wire.Generation
 }
 
 // NewExecutor returns an executor; it starts nothing.
@@ -247,11 +253,11 @@ func (x *Executor) Do(ctx context.Context, d Decision) error {
 
 // Supersede ends a running update of another workload than the one that is
 // wanted now, also one that is about to run; it is then undone.
-func (x *Executor) Supersede(wanted string) {
+func (x *Executor) Supersede(workload string, g wire.Generation) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.newest = &wanted
-	if x.cancel != nil && x.running != wanted {
+	x.newest = &wanted{workload, g}
+	if x.cancel != nil && x.running != workload {
 		x.cancel(ErrSuperseded)
 	}
 }
@@ -382,8 +388,8 @@ func (x *Executor) run(stop context.Context) error {
 	}
 	ctx, cancel := context.WithCancelCause(stop)
 	defer cancel(nil)
-	x.setRunning(cancel, u.Install.WorkloadID())
-	defer x.setRunning(nil, "")
+	x.setRunning(cancel, wanted{u.Install.WorkloadID(), u.Install.Generation})
+	defer x.setRunning(nil, wanted{})
 	a := &attempt{update: u, install: u.Install}
 	if err := x.noteArrival(ctx, a); err != nil {
 		return err
@@ -413,12 +419,14 @@ func (x *Executor) run(stop context.Context) error {
 	return nil
 }
 
-func (x *Executor) setRunning(cancel context.CancelCauseFunc, id string) {
+func (x *Executor) setRunning(cancel context.CancelCauseFunc, now wanted) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.cancel, x.running = cancel, id
-	if cancel != nil && x.newest != nil && *x.newest != id {
-		cancel(ErrSuperseded) // it was decided on before the newest was accepted
+	x.cancel, x.running = cancel, now.workload
+	// It may have been decided on before the newest was accepted; it may also be
+	// the newest, of which Supersede is not told yet.
+	if n := x.newest; cancel != nil && n != nil && n.workload != now.workload && n.generation.Compare(now.generation) > 0 {
+		cancel(ErrSuperseded)
 	}
 }
 
