@@ -280,10 +280,10 @@ func (b *box) session(t *testing.T, target string, online bool, end time.Time, r
 			if slots.Ended("exit status 2: panic: boom") != nil {
 				return last, true
 			}
-			time.Sleep(2 * time.Second)
+			settle(2 * time.Second)
 			continue
 		case "hang":
-			time.Sleep(5 * time.Minute)
+			settle(5 * time.Minute)
 			if slots.GiveUp("the new agent did not check in within 5m0s", time.Now()) != nil {
 				return last, true
 			}

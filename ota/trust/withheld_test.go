@@ -152,7 +152,7 @@ func TestSeenOfAThief(t *testing.T) {
 		clear(w.over)
 	}
 	w.client = w.restarted()
-	forge(3) // the honest one of that version was seen before: the last one counts for now
+	forge(3) // the honest one of that version was seen before: the last one is the one that counts
 	w.mustRefresh()
 	w.release()
 	forge(4)

@@ -110,14 +110,14 @@ var digestRE = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
 // is reached keeps all digests that it mentions, whatever its form: manifests,
 // indexes, annotations and attestations of today and of later.
 func (s *Server) mark(ctx context.Context, c Collect) (map[ota.Digest]bool, error) {
-	todo, err := c.Roots(ctx)
+	pending, err := c.Roots(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("collect garbage: %w", err)
 	}
 	live := map[ota.Digest]bool{}
-	for len(todo) > 0 {
-		d := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
+	for len(pending) > 0 {
+		d := pending[len(pending)-1]
+		pending = pending[:len(pending)-1]
 		if live[d] {
 			continue
 		}
@@ -127,14 +127,14 @@ func (s *Server) mark(ctx context.Context, c Collect) (map[ota.Digest]bool, erro
 		live[d] = true
 		if c.Index != nil {
 			if ix, ok := c.Index(d); ok {
-				todo = append(todo, ix)
+				pending = append(pending, ix)
 			}
 		}
 		named, err := s.named(ctx, d)
 		if err != nil {
 			return nil, err
 		}
-		todo = append(todo, named...)
+		pending = append(pending, named...)
 	}
 	return live, nil
 }
