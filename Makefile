@@ -58,7 +58,7 @@ demo: build ## the main job end to end with 60 virtual Jetsons (ONCE=1: run and 
 ##@ Test
 
 .PHONY: test
-test: lint check-generate check-modules build build-arm64 test-go test-foreign test-dashboard test-demo ## everything CI runs
+test: lint check-generate check-modules build build-arm64 test-go test-fetch test-foreign test-dashboard test-demo ## everything CI runs
 
 .PHONY: test-short
 test-short: ## unit tests only, under 2 minutes
@@ -68,19 +68,15 @@ test-short: ## unit tests only, under 2 minutes
 test-go: ## whole Go suite, short tests with the race detector
 	go test -race -short -timeout 20m work
 	go test -parallel 4 -timeout 20m work
-	GOWORK=off go -C $(FETCH) vet .
-	GOWORK=off go -C $(FETCH) test -timeout 5m .
 
 .PHONY: test-slow
 test-slow: ## what takes longer: fuzzing, long scenarios, ONNX Runtime
 	SKEIN_SLOW=1 go test -timeout 60m work
 	deploy/fuzz.sh 20s
-	@$(MAKE) test-fetch
 
 .PHONY: test-fetch
-test-fetch: ## skein-fetch against a real S3 server
-	GOBIN=$(BIN) go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
-	SKEIN_VERSITYGW=$(BIN)/versitygw GOWORK=off go -C $(FETCH) test -count=1 -timeout 5m .
+test-fetch: ## skein-fetch against servers of S3 and Google's storage
+	deploy/test-fetch.sh
 
 .PHONY: test-foreign
 test-foreign: ## against onnx.checker, ONNX Runtime, python-tuf and, if SKEIN_TUF_CONFORMANCE names it, the TUF conformance suite

@@ -60,11 +60,12 @@ func confine(dir, ca string, u *url.URL, limit int64) (bool, error) {
 	return true, nil
 }
 
-// ports are those of the web, of the source and of the proxies.
+// ports are those of the web, of the source, of the proxies and of an emulator
+// of Google's storage.
 func ports(u *url.URL) []landlock.Rule {
 	rules := []landlock.Rule{landlock.ConnectTCP(443), landlock.ConnectTCP(80), landlock.ConnectTCP(53)}
 	addresses := []*url.URL{u}
-	for _, k := range []string{"HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"} {
+	for _, k := range []string{"HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "STORAGE_EMULATOR_HOST"} {
 		if p, err := url.Parse(os.Getenv(k)); err == nil {
 			addresses = append(addresses, p)
 		}
