@@ -17,12 +17,11 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/skein-fleet/skein/ota"
 	agentlocalv1 "github.com/skein-fleet/skein/proto/gen/skein/agentlocal/v1"
 	"github.com/skein-fleet/skein/proto/gen/skein/agentlocal/v1/agentlocalv1connect"
 	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
+	"github.com/skein-fleet/skein/proto/present"
 	"github.com/skein-fleet/skein/proto/wire"
 )
 
@@ -104,8 +103,8 @@ type service struct{ src Source }
 func (s *service) Status(context.Context, *agentlocalv1.StatusRequest) (*agentlocalv1.StatusResponse, error) {
 	st := s.src.Status()
 	return &agentlocalv1.StatusResponse{
-		Device: device(st), Link: st.Link, LinkError: st.LinkError, LinkSince: stamp(st.LinkSince),
-		SpoolBytes: st.SpoolBytes, SpoolDropped: st.SpoolDropped, UptimeSeconds: int64(st.Uptime.Seconds()), TrustedTime: stamp(st.TrustedTime),
+		Device: device(st), Link: st.Link, LinkError: st.LinkError, LinkSince: present.Time(st.LinkSince),
+		SpoolBytes: st.SpoolBytes, SpoolDropped: st.SpoolDropped, UptimeSeconds: int64(st.Uptime.Seconds()), TrustedTime: present.Time(st.TrustedTime),
 	}, nil
 }
 
@@ -120,7 +119,7 @@ func (s *service) ApplyBundle(ctx context.Context, req *agentlocalv1.ApplyBundle
 		return nil, connect.NewError(connect.CodeFailedPrecondition, err)
 	}
 	return &agentlocalv1.ApplyBundleResponse{Device: got.Device, Release: got.Release, Digest: got.Digest,
-		Generation: &fleetv1.Generation{Epoch: got.Generation.Epoch, Counter: got.Generation.Counter},
+		Generation: present.Generation(got.Generation),
 		Outcome:    got.Outcome, Failure: got.Failure}, nil
 }
 
@@ -144,78 +143,20 @@ func (s *service) Logs(_ context.Context, req *agentlocalv1.LogsRequest) (*agent
 func device(st Status) *fleetv1.Device {
 	d := &fleetv1.Device{
 		Id: st.DeviceID, Tenant: st.Tenant, Name: st.Name, Serial: st.Serial, Hardware: st.Hardware, Labels: st.Labels,
-		Target: st.Target, LastSeen: stamp(st.LastSeen), CertificateNotAfter: stamp(st.CertificateNotAfter), AgentVersion: st.Agent,
+		Target: st.Target, LastSeen: present.Time(st.LastSeen), CertificateNotAfter: present.Time(st.CertificateNotAfter), AgentVersion: st.Agent,
 		DesiredRelease: st.Desired, DesiredReleaseName: st.DesiredName, RunningRelease: st.Running, RunningReleaseName: st.RunningName,
-		HeldGeneration: &fleetv1.Generation{Epoch: st.Held.Epoch, Counter: st.Held.Counter}, Phase: st.Phase.String(), Step: st.Step,
+		HeldGeneration: present.Generation(st.Held), Phase: st.Phase.String(), Step: st.Step,
 		FailureClass: st.FailureClass, Failure: st.Failure, Rollout: st.Rollout, BootId: strconv.FormatUint(st.Boot, 16), ClockDoubtful: st.ClockDoubtful,
-		DesiredParametersDigest: digestText(st.DesiredParams), ReportedParametersDigest: digestText(st.ParamsDigest),
+		DesiredParametersDigest: present.Digest(st.DesiredParams), ReportedParametersDigest: present.Digest(st.ParamsDigest),
 		State: fleetv1.DeviceState_DEVICE_STATE_OFFLINE,
 	}
-	d.Transfer = transfer(st.Policy)
+	d.Transfer = present.Transfer(st.Policy)
 	if st.Link == "connected" {
 		d.State = fleetv1.DeviceState_DEVICE_STATE_ONLINE
 	}
-	d.BytesFetched = st.BytesFetched
-	for _, b := range st.Sources {
-		d.Sources = append(d.Sources, &fleetv1.SourceBytes{Name: b.Name, Bytes: b.Bytes})
-	}
-	for _, c := range st.Conditions {
-		d.Conditions = append(d.Conditions, condition(c))
-	}
-	for _, e := range st.Journal {
-		d.Journal = append(d.Journal, step(e))
-	}
+	d.BytesFetched, d.Sources = st.BytesFetched, present.Sources(st.Sources)
+	d.Conditions, d.Journal = present.Conditions(st.Conditions), present.Journal(st.Journal)
 	return d
-}
-
-// transfer maps what the policy makes of an update.
-func transfer(p *wire.PolicyState) *fleetv1.TransferState {
-	if p == nil {
-		return nil
-	}
-	t := &fleetv1.TransferState{Interface: p.Interface, LinkClass: p.Class.String(), Zone: p.Zone}
-	for _, u := range p.Used {
-		t.Used = append(t.Used, &fleetv1.AllowanceUse{LinkClass: u.Class.String(), Period: u.Period.String(), Name: u.Name, Bytes: u.Bytes, Limit: u.Limit})
-	}
-	if p.Waits != 0 {
-		t.Waits = p.Waits.String()
-		if p.Until != 0 {
-			t.Until = timestamppb.New(time.Unix(p.Until, 0))
-		}
-	}
-	return t
-}
-
-func condition(c wire.Condition) *fleetv1.Condition {
-	return &fleetv1.Condition{Name: c.Name, Severity: severity(c.Severity), Message: c.Message, Since: timestamppb.New(time.UnixMilli(c.Since))}
-}
-
-func severity(s uint8) string {
-	switch s {
-	case 1:
-		return "info"
-	case 2:
-		return "warning"
-	}
-	return "critical"
-}
-
-func step(e wire.StepEntry) *fleetv1.StepEntry {
-	return &fleetv1.StepEntry{Step: e.Step, State: e.State.String(), Release: digestText(e.Release), Message: e.Message, Time: timestamppb.New(time.UnixMilli(e.Time))}
-}
-
-func digestText(sum []byte) string {
-	if len(sum) != 32 {
-		return ""
-	}
-	return string(ota.DigestFromSum([32]byte(sum)))
-}
-
-func stamp(t time.Time) *timestamppb.Timestamp {
-	if t.IsZero() {
-		return nil
-	}
-	return timestamppb.New(t)
 }
 
 // Refusal returns an error of a call for people: where the agent refused, its

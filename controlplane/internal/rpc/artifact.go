@@ -7,6 +7,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/release"
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 	artifactv1 "github.com/skein-fleet/skein/proto/gen/skein/artifact/v1"
+	"github.com/skein-fleet/skein/proto/present"
 )
 
 // modelService answers skein.artifact.v1.ModelService.
@@ -14,11 +15,11 @@ type modelService struct{ AppDeps }
 
 func modelVersion(v store.ModelVersion) *artifactv1.ModelVersion {
 	return &artifactv1.ModelVersion{Model: v.Name, Version: v.Version, Onnx: &artifactv1.Blob{Digest: v.ONNX, Size: v.ONNXSize},
-		Golden: &artifactv1.Blob{Digest: v.Golden, Size: v.GoldenSize}, Description: v.Description, Metadata: v.Metadata, Created: stamp(v.Created), CreatedBy: v.CreatedBy, Mirrors: v.Mirrors}
+		Golden: &artifactv1.Blob{Digest: v.Golden, Size: v.GoldenSize}, Description: v.Description, Metadata: v.Metadata, Created: present.Time(v.Created), CreatedBy: v.CreatedBy, Mirrors: v.Mirrors}
 }
 
 func model(m release.Model) *artifactv1.Model {
-	return &artifactv1.Model{Name: m.Name, LatestVersion: m.Latest, Created: stamp(m.Created)}
+	return &artifactv1.Model{Name: m.Name, LatestVersion: m.Latest, Created: present.Time(m.Created)}
 }
 
 func (s *modelService) PushModel(ctx context.Context, req *artifactv1.PushModelRequest) (*artifactv1.PushModelResponse, error) {

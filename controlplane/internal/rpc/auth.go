@@ -10,12 +10,13 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 	auditv1 "github.com/skein-fleet/skein/proto/gen/skein/audit/v1"
 	authv1 "github.com/skein-fleet/skein/proto/gen/skein/auth/v1"
+	"github.com/skein-fleet/skein/proto/present"
 )
 
 type authService struct{ Deps }
 
 func credential(c store.Credential) *authv1.Credential {
-	return &authv1.Credential{Id: c.ID, Name: c.Name, Role: c.Role, Tenant: c.Tenant, Created: stamp(c.Created), Expires: stamp(c.Expires), Revoked: c.Revoked}
+	return &authv1.Credential{Id: c.ID, Name: c.Name, Role: c.Role, Tenant: c.Tenant, Created: present.Time(c.Created), Expires: present.Time(c.Expires), Revoked: c.Revoked}
 }
 
 func (s *authService) WhoAmI(ctx context.Context, _ *authv1.WhoAmIRequest) (*authv1.WhoAmIResponse, error) {
@@ -76,7 +77,7 @@ func (s *auditService) ListEntries(ctx context.Context, req *auditv1.ListEntries
 	err := s.db.View(ctx, func(tx *store.Tx) error {
 		all, err := tx.Audit(ctx, auth.Tenant(ctx), store.AuditFilter{Subject: req.GetSubject(), Actor: req.GetActor(), BeforeSequence: req.GetBeforeSequence(), Limit: limit})
 		for _, e := range all {
-			resp.Entries = append(resp.Entries, &auditv1.Entry{Sequence: e.Sequence, Time: stamp(e.Time), Tenant: e.Tenant, Actor: e.Actor, Action: e.Action,
+			resp.Entries = append(resp.Entries, &auditv1.Entry{Sequence: e.Sequence, Time: present.Time(e.Time), Tenant: e.Tenant, Actor: e.Actor, Action: e.Action,
 				Subject: e.Subject, Decision: e.Decision, Rule: e.Rule, Before: e.Before, After: e.After, Error: e.Error})
 		}
 		return err

@@ -14,6 +14,7 @@ import (
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/attest"
 	releasev1 "github.com/skein-fleet/skein/proto/gen/skein/release/v1"
+	"github.com/skein-fleet/skein/proto/present"
 )
 
 // maxReceipts of one call, and maxCarried desired states of one bundle.
@@ -35,7 +36,7 @@ func (s *releaseService) ListAttestations(ctx context.Context, req *releasev1.Li
 	resp := &releasev1.ListAttestationsResponse{Target: ref.Target, Repository: r.Name}
 	for _, m := range rows {
 		a := &releasev1.Attestation{ManifestDigest: m.Digest, ArtifactType: m.ArtifactType, PredicateType: m.Annotations[attest.AnnPredicate],
-			BuildType: m.Annotations[attest.AnnBuild], Own: m.Own, Created: stamp(m.Created)}
+			BuildType: m.Annotations[attest.AnnBuild], Own: m.Own, Created: present.Time(m.Created)}
 		doc, err := s.Catalog.Document(ctx, m)
 		if err != nil && !errors.Is(err, release.ErrInvalid) { // people attach what they like
 			return nil, err
@@ -139,7 +140,7 @@ func (s *releaseService) ImportRelease(ctx context.Context, req *releasev1.Impor
 }
 
 func publisherMessage(p store.Publisher) *releasev1.Publisher {
-	return &releasev1.Publisher{Name: p.Name, RootDigest: string(ota.DigestOf(p.Root)), Added: stamp(p.Added), AddedBy: p.AddedBy}
+	return &releasev1.Publisher{Name: p.Name, RootDigest: string(ota.DigestOf(p.Root)), Added: present.Time(p.Added), AddedBy: p.AddedBy}
 }
 
 func (s *releaseService) AddPublisher(ctx context.Context, req *releasev1.AddPublisherRequest) (*releasev1.AddPublisherResponse, error) {

@@ -13,6 +13,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 	"github.com/skein-fleet/skein/ota"
 	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
+	"github.com/skein-fleet/skein/proto/present"
 	"github.com/skein-fleet/skein/proto/wire"
 )
 
@@ -119,8 +120,8 @@ func (s *fleetService) CreateTokens(ctx context.Context, req *fleetv1.CreateToke
 }
 
 func token(t store.Token) *fleetv1.Token {
-	return &fleetv1.Token{Id: t.ID, Uses: int32(t.Uses), Used: int32(t.Used), Expires: stamp(t.Expires), Labels: t.Labels, Serials: t.Serials,
-		AutoApprove: t.AutoApprove, Revoked: t.Revoked, Created: stamp(t.Created), CreatedBy: t.CreatedBy}
+	return &fleetv1.Token{Id: t.ID, Uses: int32(t.Uses), Used: int32(t.Used), Expires: present.Time(t.Expires), Labels: t.Labels, Serials: t.Serials,
+		AutoApprove: t.AutoApprove, Revoked: t.Revoked, Created: present.Time(t.Created), CreatedBy: t.CreatedBy}
 }
 
 func (s *fleetService) ListTokens(ctx context.Context, _ *fleetv1.ListTokensRequest) (*fleetv1.ListTokensResponse, error) {

@@ -11,6 +11,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/policy"
 	"github.com/skein-fleet/skein/ota"
 	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
+	"github.com/skein-fleet/skein/proto/present"
 	"github.com/skein-fleet/skein/proto/wire"
 )
 
@@ -93,7 +94,7 @@ func explain(v fleet.View, name func(ota.Digest) string, now time.Time) (summary
 	}
 	for _, c := range v.Conditions {
 		if c.Severity >= 2 {
-			add("%s condition %s: %s", severity(c.Severity), c.Name, c.Message)
+			add("%s condition %s: %s", present.Severity(c.Severity), c.Name, c.Message)
 		}
 	}
 	if v.Rollout != "" && !v.Converged {

@@ -14,6 +14,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 	"github.com/skein-fleet/skein/ota"
 	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
+	"github.com/skein-fleet/skein/proto/present"
 	"github.com/skein-fleet/skein/telemetry"
 )
 
@@ -195,7 +196,7 @@ func (s *fleetService) ListDeviceEvents(ctx context.Context, req *fleetv1.ListDe
 	err = s.Store.View(ctx, func(tx *store.Tx) error {
 		events, err := tx.Events(ctx, v.Tenant, v.ID, limit)
 		for _, e := range events {
-			resp.Events = append(resp.Events, &fleetv1.DeviceEvent{Time: stamp(e.Time), Received: stamp(e.Received), Kind: e.Kind, Message: e.Message,
+			resp.Events = append(resp.Events, &fleetv1.DeviceEvent{Time: present.Time(e.Time), Received: present.Time(e.Received), Kind: e.Kind, Message: e.Message,
 				Release: e.Release, Step: e.Step, Attack: e.Attack})
 		}
 		return err

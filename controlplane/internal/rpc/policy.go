@@ -5,14 +5,12 @@ import (
 	"fmt"
 	"time"
 
-	"google.golang.org/protobuf/types/known/timestamppb"
-
 	"github.com/skein-fleet/skein/controlplane/internal/auth"
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
 	"github.com/skein-fleet/skein/controlplane/internal/policy"
 	"github.com/skein-fleet/skein/ota/window"
-	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
 	policyv1 "github.com/skein-fleet/skein/proto/gen/skein/policy/v1"
+	"github.com/skein-fleet/skein/proto/present"
 	"github.com/skein-fleet/skein/proto/wire"
 )
 
@@ -87,7 +85,7 @@ func (s *policyService) ExplainPolicy(ctx context.Context, req *policyv1.Explain
 	if err != nil {
 		return nil, err
 	}
-	return &policyv1.ExplainPolicyResponse{Device: v.ID, Settings: s.shown(v.Tenant, in), State: transfer(v.Transfer), Reasons: policyReasons(v, in, time.Now())}, nil
+	return &policyv1.ExplainPolicyResponse{Device: v.ID, Settings: s.shown(v.Tenant, in), State: present.Transfer(v.Transfer), Reasons: policyReasons(v, in, time.Now())}, nil
 }
 
 // policyReasons says in words what the policy means for a device now.
@@ -155,22 +153,4 @@ func windowText(what string, w wire.Schedule, t *wire.PolicyState, now time.Time
 		until = " until " + changes.In(loc).Format(policy.TimeForm)
 	}
 	return fmt.Sprintf("%s: the window %s (%s) is %s%s", what, w.Windows, name, state, until)
-}
-
-// transfer translates what a device says of its policy, nil for nothing.
-func transfer(t *wire.PolicyState) *fleetv1.TransferState {
-	if t == nil {
-		return nil
-	}
-	out := &fleetv1.TransferState{Interface: t.Interface, LinkClass: t.Class.String(), Zone: t.Zone}
-	for _, u := range t.Used {
-		out.Used = append(out.Used, &fleetv1.AllowanceUse{LinkClass: u.Class.String(), Period: u.Period.String(), Name: u.Name, Bytes: u.Bytes, Limit: u.Limit})
-	}
-	if t.Waits != 0 {
-		out.Waits = t.Waits.String()
-		if t.Until != 0 {
-			out.Until = timestamppb.New(time.Unix(t.Until, 0))
-		}
-	}
-	return out
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/manifest"
 	releasev1 "github.com/skein-fleet/skein/proto/gen/skein/release/v1"
+	"github.com/skein-fleet/skein/proto/present"
 )
 
 // releaseService answers skein.release.v1.ReleaseService.
@@ -35,7 +36,7 @@ func releaseMessage(r store.Release, running int32) (*releasev1.Release, error) 
 		return nil, fmt.Errorf("release %s@%s: read parameters: %w", r.Name, r.Version, err)
 	}
 	m := &releasev1.Release{Digest: r.Digest, Name: r.Name, Version: r.Version, Counter: r.Counter, Model: r.Model, ModelVersion: r.ModelVersion, Bytes: r.Bytes,
-		Created: stamp(r.Created), CreatedBy: r.CreatedBy, SoakSeconds: int64(r.Soak / time.Second), Running: running}
+		Created: present.Time(r.Created), CreatedBy: r.CreatedBy, SoakSeconds: int64(r.Soak / time.Second), Running: running}
 	for _, t := range r.Targets {
 		m.Targets = append(m.Targets, &releasev1.TargetManifest{Target: t.Target, ManifestDigest: t.Manifest, Bytes: t.Bytes})
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 	"github.com/skein-fleet/skein/ota/rollout"
 	rolloutv1 "github.com/skein-fleet/skein/proto/gen/skein/rollout/v1"
+	"github.com/skein-fleet/skein/proto/present"
 )
 
 // maxDecisions is how many decisions GetRollout gives, the newest.
@@ -47,12 +48,12 @@ func rolloutMessage(s conductor.Snapshot) (*rolloutv1.Rollout, error) {
 		return nil, err
 	}
 	m := &rolloutv1.Rollout{Id: s.ID, Name: s.Name, Spec: spec, Release: string(s.Release), ReleaseName: s.ReleaseName, Phase: s.Phase, Reason: s.Reason,
-		CurrentWave: int32(s.Wave), Created: stamp(s.Created), CreatedBy: s.CreatedBy, Ended: stamp(s.Ended), Devices: int32(s.Devices),
+		CurrentWave: int32(s.Wave), Created: present.Time(s.Created), CreatedBy: s.CreatedBy, Ended: present.Time(s.Ended), Devices: int32(s.Devices),
 		Healthy: int32(s.Healthy), Failed: int32(s.Failed), RolledBack: int32(s.RolledBack), Harmed: int32(s.Harmed)}
 	for _, w := range s.Waves {
 		m.Waves = append(m.Waves, &rolloutv1.Wave{Name: w.Name, State: w.State, Devices: int32(w.Devices), Queued: int32(w.Queued), InProgress: int32(w.InProgress),
 			Healthy: int32(w.Healthy), Failed: int32(w.Failed), RolledBack: int32(w.RolledBack), Verdict: w.Verdict, Evidence: w.Evidence,
-			Started: stamp(w.Started), Ended: stamp(w.Ended)})
+			Started: present.Time(w.Started), Ended: present.Time(w.Ended)})
 	}
 	return m, nil
 }
@@ -70,7 +71,7 @@ func executions(xs []conductor.Execution, names map[string]string) []*rolloutv1.
 	out := make([]*rolloutv1.DeviceExecution, len(xs))
 	for i, x := range xs {
 		out[i] = &rolloutv1.DeviceExecution{Device: x.Device, DeviceName: names[x.Device], Wave: x.Wave, State: x.State, FailureClass: string(x.Class),
-			Message: x.Message, PreviousRelease: string(x.Previous), Updated: stamp(x.Updated)}
+			Message: x.Message, PreviousRelease: string(x.Previous), Updated: present.Time(x.Updated)}
 	}
 	return out
 }
@@ -163,7 +164,7 @@ func decision(row store.Decision, snap conductor.Snapshot) (*rolloutv1.Decision,
 	if err := json.Unmarshal([]byte(row.Body), &d); err != nil {
 		return nil, fmt.Errorf("read decision %d: %w", row.Sequence, err)
 	}
-	m := &rolloutv1.Decision{Time: stamp(row.Time), Kind: row.Kind, Device: row.Device, Reason: d.Reason}
+	m := &rolloutv1.Decision{Time: present.Time(row.Time), Kind: row.Kind, Device: row.Device, Reason: d.Reason}
 	if d.Wave >= 0 && d.Wave < len(snap.Waves) {
 		m.Wave = snap.Waves[d.Wave].Name
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/blobs"
 	"github.com/skein-fleet/skein/controlplane/internal/store"
 	artifactv1 "github.com/skein-fleet/skein/proto/gen/skein/artifact/v1"
+	"github.com/skein-fleet/skein/proto/present"
 )
 
 // Collector removes blobs that nothing refers to.
@@ -40,7 +41,7 @@ func (s *storageService) CollectGarbage(ctx context.Context, req *artifactv1.Col
 		map[string]any{"removed": len(c.Removed), "bytes": c.Bytes, "kept": c.Kept})
 	resp := &artifactv1.CollectGarbageResponse{Removed: int32(len(c.Removed)), Bytes: c.Bytes, Kept: int32(c.Kept), KeptBytes: c.KeptBytes, InGrace: int32(c.InGrace)}
 	for _, g := range c.Removed[:min(len(c.Removed), maxGarbage)] {
-		resp.Blobs = append(resp.Blobs, &artifactv1.GarbageBlob{Digest: string(g.Digest), Size: g.Size, Touched: stamp(g.Touched)})
+		resp.Blobs = append(resp.Blobs, &artifactv1.GarbageBlob{Digest: string(g.Digest), Size: g.Size, Touched: present.Time(g.Touched)})
 	}
 	return resp, nil
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/release"
 	"github.com/skein-fleet/skein/ota"
 	releasev1 "github.com/skein-fleet/skein/proto/gen/skein/release/v1"
+	"github.com/skein-fleet/skein/proto/present"
 	"github.com/skein-fleet/skein/proto/wire"
 )
 
@@ -54,7 +55,7 @@ func layerMessage(l release.Layer) *releasev1.Layer {
 func transferMessage(v fleet.View, d ota.Digest, predicted int64) *releasev1.Transfer {
 	t := &releasev1.Transfer{DeviceId: v.ID, DeviceName: v.Name, PredictedBytes: predicted}
 	for _, e := range slices.Backward(v.Journal) {
-		if e.Step == string(ota.StepFetch) && e.State == wire.StepDone && sumText(e.Release) == string(d) {
+		if e.Step == string(ota.StepFetch) && e.State == wire.StepDone && present.Digest(e.Release) == string(d) {
 			t.Told, t.FetchedBytes = e.Message, v.BytesFetched
 			break
 		}

@@ -1,0 +1,132 @@
+// Package present puts what travels on the device link into the messages of the
+// API: the control plane and the agent's own socket show the same things. It
+// decides nothing and holds no state; agent and controlplane import it.
+package present
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
+	"github.com/skein-fleet/skein/proto/wire"
+)
+
+// Time leaves out times that are not known.
+func Time(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+// Milli is Time of milliseconds since 1970, 0 for unknown.
+func Milli(ms int64) *timestamppb.Timestamp {
+	if ms == 0 {
+		return nil
+	}
+	return timestamppb.New(time.UnixMilli(ms))
+}
+
+// Digest is the text of a sha256 sum; other lengths are shown as hex.
+func Digest(sum []byte) string {
+	text := hex.EncodeToString(sum)
+	if len(sum) == sha256.Size {
+		text = "sha256:" + text
+	}
+	return text
+}
+
+// Generation of a desired state.
+func Generation(g wire.Generation) *fleetv1.Generation {
+	return &fleetv1.Generation{Epoch: g.Epoch, Counter: g.Counter}
+}
+
+// Severity of a condition.
+func Severity(s uint8) string {
+	switch s {
+	case 1:
+		return "info"
+	case 2:
+		return "warning"
+	case 3:
+		return "critical"
+	}
+	return fmt.Sprintf("severity %d", s)
+}
+
+// Conditions of a device's health.
+func Conditions(in []wire.Condition) (out []*fleetv1.Condition) {
+	for _, c := range in {
+		out = append(out, &fleetv1.Condition{Name: c.Name, Severity: Severity(c.Severity), Message: c.Message, Since: Milli(c.Since)})
+	}
+	return out
+}
+
+// Journal of an update.
+func Journal(in []wire.StepEntry) (out []*fleetv1.StepEntry) {
+	for _, e := range in {
+		out = append(out, &fleetv1.StepEntry{Step: e.Step, State: e.State.String(), Release: Digest(e.Release), Message: e.Message, Time: Milli(e.Time)})
+	}
+	return out
+}
+
+// Sources are bytes by way.
+func Sources(in []wire.SourceBytes) (out []*fleetv1.SourceBytes) {
+	for _, s := range in {
+		out = append(out, &fleetv1.SourceBytes{Name: s.Name, Bytes: s.Bytes})
+	}
+	return out
+}
+
+// Transfer is what a device's policy makes of its update, nil for nothing.
+func Transfer(p *wire.PolicyState) *fleetv1.TransferState {
+	if p == nil {
+		return nil
+	}
+	out := &fleetv1.TransferState{Interface: p.Interface, LinkClass: p.Class.String(), Zone: p.Zone}
+	for _, u := range p.Used {
+		out.Used = append(out.Used, &fleetv1.AllowanceUse{LinkClass: u.Class.String(), Period: u.Period.String(), Name: u.Name, Bytes: u.Bytes, Limit: u.Limit})
+	}
+	if p.Waits != 0 {
+		out.Waits = p.Waits.String()
+		if p.Until != 0 {
+			out.Until = timestamppb.New(time.Unix(p.Until, 0))
+		}
+	}
+	return out
+}
+
+// BootChain is the inventory of a machine's boot chain, nil for none.
+func BootChain(b *wire.BootChain) *fleetv1.BootChain {
+	if b == nil {
+		return nil
+	}
+	out := &fleetv1.BootChain{Driver: b.Driver, Version: b.Version, Redundancy: b.Redundancy, Capsule: b.Capsule, Firmware: bootSlots(b.Firmware), Rootfs: bootSlots(b.Rootfs)}
+	for _, f := range b.ESRT {
+		out.Esrt = append(out.Esrt, &fleetv1.BootFirmware{Class: f.Class, Version: f.Version, LowestSupported: f.Lowest, LastAttemptVersion: f.Attempted, LastAttemptStatus: f.Status})
+	}
+	for _, t := range b.Traps {
+		out.Traps = append(out.Traps, &fleetv1.BootTrap{Name: t.Name, Problem: t.Problem, Repair: t.Repair})
+	}
+	return out
+}
+
+func bootSlots(in []wire.BootSlot) []*fleetv1.BootSlot {
+	out := make([]*fleetv1.BootSlot, len(in))
+	for i, s := range in {
+		out[i] = &fleetv1.BootSlot{Number: int32(s.Number), Status: s.Status, Retries: int32(s.Retries), Current: s.Current, Active: s.Active}
+	}
+	return out
+}
+
+// AgentSlots are the slots of the agent's own binary, nil where there are none.
+func AgentSlots(a *wire.AgentSlots) *fleetv1.AgentSlots {
+	if a == nil {
+		return nil
+	}
+	return &fleetv1.AgentSlots{Active: a.Active, Previous: a.Previous, Digest: Digest(a.Digest), Trial: a.Trial, TriesLeft: int32(a.TriesLeft), CheckedIn: a.CheckedIn, Failure: a.Failure}
+}
