@@ -130,7 +130,7 @@ func CheckMirrors(urls []string) error {
 		u, err := url.Parse(rest)
 		switch {
 		case len(text) > maxMirror || err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || !slices.Contains([]string{"", "s3", "gcs", "git"}, kind):
-			return fmt.Errorf("%w: mirror %.100q: want https://, s3::https://, gcs::https:// or git::https:// and at most %d bytes", ErrMalformed, text, maxMirror)
+			return fmt.Errorf("%w: mirror %.100q: want http:// or https://, with s3::, gcs:: or git:: before it where it is one of these, and at most %d bytes", ErrMalformed, text, maxMirror)
 		case u.User != nil || u.Query().Has("aws_access_key_id") || u.Query().Has("aws_access_key_secret") || u.Query().Has("sshkey"):
 			return fmt.Errorf("%w: mirror at %s carries a secret, and every device of the release would read it: give the devices credentials of their own", ErrMalformed, u.Host)
 		}

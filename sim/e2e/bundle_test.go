@@ -132,6 +132,10 @@ func TestAirGap(t *testing.T) {
 	if !s.runs(d.id, "v2") {
 		t.Errorf("the control plane does not know: %v", s.get(d.id))
 	}
+	again, err := s.releases().ImportReceipts(t.Context(), &releasev1.ImportReceiptsRequest{Receipts: []*releasev1.Receipt{{Device: id, Report: receipt}}})
+	if err != nil || again.GetResults()[0].GetError() != "" || !again.GetResults()[0].GetKnown() {
+		t.Errorf("the same receipt again: %v, %v", again, err)
+	}
 	s.release("v3", version{bias: 3, pad: 300_000})
 	third := s.export("v3", d)
 	s.stop()

@@ -112,10 +112,10 @@ func (a *app) modelShowCmd() *cobra.Command {
 				return err
 			}
 			return a.emitList(r, func(w io.Writer) {
-				row(w, "VERSION", "ONNX", "SIZE", "GOLDEN", "CREATED", "BY", "METADATA", "DESCRIPTION")
+				row(w, "VERSION", "ONNX", "SIZE", "GOLDEN", "CREATED", "BY", "MIRRORS", "METADATA", "DESCRIPTION")
 				for _, v := range r.GetVersions() {
 					row(w, v.GetVersion(), short(v.GetOnnx().GetDigest()), size(v.GetOnnx().GetSize()), short(v.GetGolden().GetDigest()),
-						stamp(v.GetCreated()), v.GetCreatedBy(), labels(v.GetMetadata()), v.GetDescription())
+						stamp(v.GetCreated()), v.GetCreatedBy(), strings.Join(v.GetMirrors(), " "), labels(v.GetMetadata()), v.GetDescription())
 				}
 			})
 		},

@@ -239,7 +239,7 @@ func sameDesired(a, b *bundle.Plan) bool {
 func (a *app) releaseReceiptsCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "import-receipts FOLDER|FILE...", Short: "take the signed reports that devices left on a stick", Args: args(cobra.MinimumNArgs(1)),
-		Long:    "Reads DEVICE.cbor files, which skein-agent bundle apply writes beside a bundle, in receipts/.",
+		Long:    "Reads DEVICE.cbor files, which skein-agent bundle apply writes beside a bundle, in receipts/.\nThose that were taken before are named and change nothing.",
 		Example: "  skein release import-receipts /media/usb/receipts",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req := &releasev1.ImportReceiptsRequest{}
@@ -262,9 +262,13 @@ func (a *app) releaseReceiptsCmd() *cobra.Command {
 				}
 			}
 			if err := a.emit(r, func(w io.Writer) {
-				row(w, "DEVICE", "RUNNING", "REFUSED")
+				row(w, "DEVICE", "RUNNING", "NOT TAKEN")
 				for _, x := range r.GetResults() {
-					row(w, x.GetDevice(), x.GetRunning(), x.GetError())
+					what := x.GetError()
+					if x.GetKnown() {
+						what = "taken before"
+					}
+					row(w, x.GetDevice(), x.GetRunning(), what)
 				}
 			}); err != nil || refused == 0 {
 				return err

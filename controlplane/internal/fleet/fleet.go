@@ -40,6 +40,7 @@ var (
 	ErrFromFuture    = errors.New("device holds a generation from the future; confirm it first")
 	ErrParameter     = errors.New("parameter does not fit")
 	ErrInvalid       = errors.New("invalid")
+	ErrKnown         = errors.New("it, or a newer one, was taken before")
 	ErrOffline       = errors.New("device is not connected")
 )
 

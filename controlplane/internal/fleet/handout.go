@@ -35,7 +35,7 @@ func (f *Fleet) Handout(ctx context.Context, tenant, device string, release ota.
 }
 
 // Receipt takes the signed report that a device left on a stick, as if it had
-// sent it now, and says why if it cannot.
+// sent it now, and says why if it cannot; ErrKnown for one that says nothing new.
 func (f *Fleet) Receipt(ctx context.Context, tenant, device string, msg []byte) error {
 	tw := f.find(tenant, device)
 	if tw == nil {
@@ -53,7 +53,7 @@ func (f *Fleet) Receipt(ctx context.Context, tenant, device string, msg []byte) 
 		return fmt.Errorf("%w: receipt of %s: %w", ErrInvalid, device, err)
 	}
 	if r.Counter <= known {
-		return fmt.Errorf("%w: receipt of %s: report %d, and %d is known already", ErrInvalid, device, r.Counter, known)
+		return fmt.Errorf("receipt of %s: report %d: %w", device, r.Counter, ErrKnown)
 	}
 	return f.Message(ctx, tenant, device, wire.UpReport, msg)
 }

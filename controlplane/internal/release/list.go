@@ -94,7 +94,7 @@ func (c *Catalog) listRequest(ctx context.Context, r store.Release) (req trust.L
 func (c *Catalog) publish(ctx context.Context, r store.Release) (store.Release, error) {
 	err := c.list(ctx, r)
 	if errors.Is(err, trust.ErrPending) {
-		return r, c.rememberAs(ctx, r, "waits for signatures of the targets role")
+		return r, c.rememberAs(ctx, r, waitsForSignatures)
 	}
 	if err != nil {
 		return r, err
@@ -179,6 +179,19 @@ func (c *Catalog) Settle(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// unlisted reports whether a release waits for something other than persons: a
+// signer that is away, a disk that is full.
+func (c *Catalog) unlisted() bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for _, e := range c.known {
+		if e.waits != "" && e.waits != waitsForSignatures {
+			return true
+		}
+	}
+	return false
 }
 
 // Pending says what a release waits for, or "".

@@ -173,16 +173,28 @@ func (c *Catalog) Load(ctx context.Context) error {
 	})
 }
 
-// Run signs metadata anew before it expires, until ctx ends.
+const (
+	waitsForSignatures = "waits for signatures of the targets role"
+	lookEvery          = time.Minute
+	looksPerRefresh    = 60
+)
+
+// Run signs metadata anew before it expires, until ctx ends. A release that
+// could not be listed is tried again each minute.
 func (c *Catalog) Run(ctx context.Context) error {
-	t := time.NewTicker(time.Hour)
+	t := time.NewTicker(lookEvery)
 	defer t.Stop()
-	for {
-		if err := c.cfg.Repository.Refresh(c.cfg.Now()); err != nil {
-			c.cfg.Logger.Error("sign TUF metadata anew", "err", err)
+	for look := 0; ; look++ {
+		due := look%looksPerRefresh == 0
+		if due {
+			if err := c.cfg.Repository.Refresh(c.cfg.Now()); err != nil {
+				c.cfg.Logger.Error("sign TUF metadata anew", "err", err)
+			}
 		}
-		if err := c.Settle(ctx); err != nil {
-			c.cfg.Logger.Error("complete releases that waited for signatures", "err", err)
+		if due || c.unlisted() {
+			if err := c.Settle(ctx); err != nil {
+				c.cfg.Logger.Error("complete releases that waited", "err", err)
+			}
 		}
 		select {
 		case <-ctx.Done():

@@ -350,12 +350,18 @@ func TestListedLater(t *testing.T) {
 	if why := pending(); !strings.Contains(why, away.Error()) {
 		t.Errorf("it waits because it %q", why)
 	}
+	if !w.cat.unlisted() {
+		t.Error("it is not tried again soon")
+	}
 	away = nil
 	if err := w.cat.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if why := pending(); why != "" {
 		t.Errorf("it still waits: it %s", why)
+	}
+	if w.cat.unlisted() {
+		t.Error("it is tried again for ever")
 	}
 }
 

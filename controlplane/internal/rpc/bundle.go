@@ -176,20 +176,25 @@ func (s *releaseService) ImportReceipts(ctx context.Context, req *releasev1.Impo
 	}
 	tenant, resp := auth.Tenant(ctx), &releasev1.ImportReceiptsResponse{}
 	var taken []string
+	refused := 0
 	for _, r := range req.GetReceipts() {
 		result := &releasev1.ReceiptResult{Device: r.GetDevice()}
-		if err := s.Fleet.Receipt(ctx, tenant, r.GetDevice(), r.GetReport()); err != nil {
+		err := s.Fleet.Receipt(ctx, tenant, r.GetDevice(), r.GetReport())
+		if result.Known = errors.Is(err, fleet.ErrKnown); err != nil && !result.Known {
 			result.Error = strings.TrimPrefix(err.Error(), fleet.ErrInvalid.Error()+": ")
+			refused++
 		} else {
 			v, err := s.Fleet.Get(tenant, r.GetDevice())
 			if err != nil {
 				return nil, err
 			}
 			result.Running = s.Catalog.Name(tenant, v.Running)
-			taken = append(taken, r.GetDevice())
+			if !result.Known {
+				taken = append(taken, r.GetDevice())
+			}
 		}
 		resp.Results = append(resp.Results, result)
 	}
-	store.Note(ctx, "receipts", nil, map[string]any{"taken": taken, "refused": len(req.GetReceipts()) - len(taken)})
+	store.Note(ctx, "receipts", nil, map[string]any{"taken": taken, "refused": refused})
 	return resp, nil
 }

@@ -46,6 +46,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		}
 		return err
 	}
+	if _, err := os.Stat(*state); args[0] != "init" && err != nil {
+		return fmt.Errorf("no signer there: %w: make one with skein-signer init, or give another --state", err)
+	}
 	dir, err := slot.OpenDir(*state)
 	if err != nil {
 		return err

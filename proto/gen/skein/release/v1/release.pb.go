@@ -1997,7 +1997,9 @@ type ReceiptResult struct {
 	// Empty when the report was taken.
 	Error string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
 	// name@version that it says the device runs.
-	Running       string `protobuf:"bytes,3,opt,name=running,proto3" json:"running,omitempty"`
+	Running string `protobuf:"bytes,3,opt,name=running,proto3" json:"running,omitempty"`
+	// The report, or a newer one, was taken before.
+	Known         bool `protobuf:"varint,4,opt,name=known,proto3" json:"known,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2051,6 +2053,13 @@ func (x *ReceiptResult) GetRunning() string {
 		return x.Running
 	}
 	return ""
+}
+
+func (x *ReceiptResult) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
 }
 
 var File_skein_release_v1_release_proto protoreflect.FileDescriptor
@@ -2209,11 +2218,12 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12\x16\n" +
 	"\x06report\x18\x02 \x01(\fR\x06report\"S\n" +
 	"\x16ImportReceiptsResponse\x129\n" +
-	"\aresults\x18\x01 \x03(\v2\x1f.skein.release.v1.ReceiptResultR\aresults\"W\n" +
+	"\aresults\x18\x01 \x03(\v2\x1f.skein.release.v1.ReceiptResultR\aresults\"m\n" +
 	"\rReceiptResult\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12\x18\n" +
-	"\arunning\x18\x03 \x01(\tR\arunning2\xea\a\n" +
+	"\arunning\x18\x03 \x01(\tR\arunning\x12\x14\n" +
+	"\x05known\x18\x04 \x01(\bR\x05known2\xea\a\n" +
 	"\x0eReleaseService\x12`\n" +
 	"\rCreateRelease\x12&.skein.release.v1.CreateReleaseRequest\x1a'.skein.release.v1.CreateReleaseResponse\x12]\n" +
 	"\fListReleases\x12%.skein.release.v1.ListReleasesRequest\x1a&.skein.release.v1.ListReleasesResponse\x12W\n" +
