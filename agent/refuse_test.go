@@ -317,7 +317,7 @@ func TestCauseSurvivesReboot(t *testing.T) {
 	})
 	on(t, w, files, func(t *testing.T, d *device) {
 		r := w.last()
-		if r.FailureClass != string(ota.Failed) || !strings.Contains(r.Failure, "prove") || string(r.FailedRelease) != string(w.releases["wrong"].Digest) || r.Phase != wire.PhaseFailed {
+		if r.FailureClass != string(ota.Failed) || r.Step != "prove" || !strings.Contains(r.Failure, "prove") || string(r.FailedRelease) != string(w.releases["wrong"].Digest) || r.Phase != wire.PhaseFailed {
 			t.Errorf("after the reboot: %+v", r)
 		}
 	})

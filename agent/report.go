@@ -124,9 +124,7 @@ func (a *Agent) reported() *wire.Reported {
 	if c := s.Current; c != nil {
 		r.Running, r.RunningCounter, r.ParamsDigest = c.Release.Sum(), c.Counter, c.ParamsDigest
 	}
-	if n := len(r.Journal); n > 0 {
-		r.Step = r.Journal[n-1].Step
-	}
+	r.Step = stepOf(s, r.Journal)
 	if f := s.Failure; f != nil {
 		r.FailureClass, r.Failure, r.FailedRelease = string(f.Class), clipText(f.Cause, maxCauseText), f.Release.Sum()
 		if f.Step != "" {
@@ -134,6 +132,18 @@ func (a *Agent) reported() *wire.Reported {
 		}
 	}
 	return r
+}
+
+// stepOf is the step that an update is at or, of a failed one, at which it
+// failed: its journal ends with what was undone first.
+func stepOf(s state.State, journal []wire.StepEntry) string {
+	if s.Update == nil && s.Failure != nil && s.Failure.Step != "" {
+		return string(s.Failure.Step)
+	}
+	if n := len(journal); n > 0 {
+		return journal[n-1].Step
+	}
+	return ""
 }
 
 func phaseOf(s state.State) wire.Phase {

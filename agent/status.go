@@ -100,9 +100,7 @@ func (a *Agent) Status() Status {
 		st.Running, st.RunningName, st.ParamsDigest = string(c.Release), nameOf(c), c.ParamsDigest
 	}
 	st.Policy = a.budget.State()
-	if n := len(st.Journal); n > 0 {
-		st.Step = st.Journal[n-1].Step
-	}
+	st.Step = stepOf(s, st.Journal)
 	if f := s.Failure; f != nil {
 		st.FailureClass, st.Failure = string(f.Class), f.Cause
 	}
