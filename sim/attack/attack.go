@@ -140,7 +140,7 @@ var ErrUnknown = errors.New("no such attack")
 
 // List returns all attacks, in the order of the table.
 func List() []Attack {
-	return slices.Concat(metadataAttacks(), keyAttacks(), autoAttacks(), directorAttacks(), contentAttacks(), releaseAttacks(), patchAttacks(), diskAttacks(), reportAttacks(), denialAttacks())
+	return slices.Concat(metadataAttacks(), keyAttacks(), autoAttacks(), directorAttacks(), contentAttacks(), peerAttacks(), releaseAttacks(), patchAttacks(), diskAttacks(), reportAttacks(), denialAttacks())
 }
 
 // find returns one attack.

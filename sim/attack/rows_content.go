@@ -118,15 +118,7 @@ func contentAttacks() []Attack {
 		{Name: "stalling-mirror-other-way", Row: "malicious mirror", Class: "mqtt", where: "bytes by source in the transfer report", Refuser: "a way that brings nothing is avoided, and the link brings the bytes", Heals: true,
 			device: func(o *deviceOptions) { o.patience = time.Second },
 			strike: mirror(func(r *http.Request, size int64) *http.Response { return ranged(r, &drip{ctx: r.Context()}, size) }),
-			named: func(ctx context.Context, s *scene) (bool, error) {
-				v, err := s.w.device(ctx, s.d.id)
-				for _, b := range v.GetSources() {
-					if b.GetName() == s.a.Class && b.GetBytes() > 0 {
-						return true, nil
-					}
-				}
-				return false, err
-			}},
+			named:  func(ctx context.Context, s *scene) (bool, error) { return s.broughtBy(ctx, s.a.Class) }},
 		{Name: "other-blob", Row: "malicious mirror", Class: trust.ClassWrongHash, Refuser: hash + ": the model of another release in its place",
 			strike: func(ctx context.Context, s *scene) error {
 				evil, err := s.w.model(older)

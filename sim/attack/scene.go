@@ -30,7 +30,8 @@ type scene struct {
 	begun time.Time
 	known map[string]bool // events from before
 
-	outside string // a folder to which a link leads
+	outside string         // a folder to which a link leads
+	others  []func() error // end what else the attacker runs, the last one first
 }
 
 // newScene boots a victim and brings it to the running release.
@@ -74,8 +75,15 @@ func (s *scene) forget(ctx context.Context) error {
 	return err
 }
 
+// leave ends something with the scene.
+func (s *scene) leave(end func() error) { s.others = append(s.others, end) }
+
 func (s *scene) close() error {
-	return errors.Join(s.d.halt(), s.d.files.Close())
+	err := errors.Join(s.d.halt(), s.d.files.Close())
+	for _, end := range slices.Backward(s.others) {
+		err = errors.Join(err, end())
+	}
+	return err
 }
 
 // settle assigns a release and waits until the device runs it, answers by it,

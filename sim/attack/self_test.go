@@ -39,7 +39,6 @@ func TestShort(t *testing.T) {
 			if err := load(ctx, s.d); err != nil {
 				return err
 			}
-			pause(ctx, 100*time.Millisecond)
 			return orders(bait, func(_ *scene, d *wire.Desired) { d.Tenant = "other" })(ctx, s)
 		}}, []string{NothingApplied}},
 		// An attacker who stays: the next honest update does not come.
@@ -112,8 +111,12 @@ func load(ctx context.Context, d *device) error {
 	if err := errors.Join(d.engine.Load(ctx, w), d.engine.Switch(ctx, w.ID)); err != nil {
 		return err
 	}
-	pause(ctx, 200*time.Millisecond)
-	return errors.Join(d.engine.Switch(ctx, was), d.engine.Unload(ctx, w.ID))
+	answered := wait(ctx, patience, func() (bool, error) {
+		counts, _, _ := d.app.seen()
+		delete(counts, running)
+		return len(counts) > 0, nil
+	})
+	return errors.Join(answered, d.engine.Switch(ctx, was), d.engine.Unload(ctx, w.ID))
 }
 
 // oldWorkload is a release that is staged and does not run.
