@@ -57,7 +57,8 @@ func (g *growing) Read(p []byte) (int, error) {
 func (g *growing) read(p []byte) (int, error) {
 	for {
 		stopped := g.stopped() // before the look: what comes after it is seen by the next one
-		if g.f == nil {
+		fresh := g.f == nil
+		if fresh {
 			if err := g.open(); err != nil {
 				return 0, err
 			}
@@ -70,6 +71,9 @@ func (g *growing) read(p []byte) (int, error) {
 			}
 			if err := g.Close(); err != nil {
 				return 0, err
+			}
+			if !fresh { // what it was opened on may have become the whole blob
+				continue
 			}
 		}
 		if stopped != nil {
