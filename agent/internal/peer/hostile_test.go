@@ -165,7 +165,15 @@ func TestSlowReader(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	<-time.After(3 * time.Second) // Stall is 1 s
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.After(30 * time.Second); len(p.server.slots) > 0; { // Stall is 1 s
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal("who takes nothing keeps its place")
+		}
+	}
 	if n, err := io.Copy(io.Discard, r); err == nil {
 		t.Errorf("all %d bytes came after a stall", n)
 	}

@@ -159,6 +159,7 @@ type place struct {
 	files    *slot.Mem
 	own      *blob.Store
 	cache    *Cache
+	server   *Server // the last one
 	addr     string
 	release  ota.Digest
 	model    ota.Digest
@@ -197,6 +198,7 @@ func (p *place) serve(tenant, id string) string {
 		Keys:      func() ([]crypto.PublicKey, error) { return []crypto.PublicKey{p.director.Public()}, nil },
 		IndexSize: func(ota.Digest) int64 { return 0 }, Logger: slog.New(slog.DiscardHandler), Stall: time.Second,
 	})
+	p.server = s
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		p.t.Fatal(err)
