@@ -101,9 +101,10 @@ func (s *server) run() {
 }
 
 // at notes where the server is, so that a restart is at the same addresses.
-func (s *server) at(http, device, mqtt, token string) {
-	s.cfg.HTTPAddr, s.cfg.DeviceAddr, s.cfg.MQTTAddr = http, device, mqtt
-	s.http, s.url, s.mqtt, s.token = "http://"+http, "https://"+device, mqtt, token
+func (s *server) at(api, device, mqtt, token string) {
+	http.DefaultClient.CloseIdleConnections() // to what was there before
+	s.cfg.HTTPAddr, s.cfg.DeviceAddr, s.cfg.MQTTAddr = api, device, mqtt
+	s.http, s.url, s.mqtt, s.token = "http://"+api, "https://"+device, mqtt, token
 	s.op = operator.New(s.http, token)
 }
 

@@ -85,6 +85,7 @@ func InProcess(ctx context.Context, dir, httpAddr string, logger *slog.Logger, t
 		cancel()
 		return nil, fmt.Errorf("start skeind: %w", p.err)
 	}
+	http.DefaultClient.CloseIdleConnections() // to what was there before
 	a := server.Addrs()
 	p.URL, p.DeviceURL, p.MQTT = "http://"+a.HTTP.String(), "https://"+a.Device.String(), a.MQTT.String()
 	return p, nil
@@ -159,6 +160,7 @@ func (p *Plane) start(ctx context.Context) error {
 	defer cancel()
 	for {
 		if p.ready(ctx) {
+			http.DefaultClient.CloseIdleConnections() // to what was there before
 			return nil
 		}
 		select {
