@@ -23,7 +23,7 @@ func benchRepo(b *testing.B, n int) *Repo {
 	}
 	for i := range n {
 		path := fmt.Sprintf("releases/meter/%d", i)
-		if err := r.putTarget(path, 1, ota.DigestOf([]byte(path)), TargetCustom{Counter: uint64(i + 1)}); err != nil {
+		if err := putTarget(&r.targets.Signed, path, 1, ota.DigestOf([]byte(path)), TargetCustom{Counter: uint64(i + 1)}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -63,12 +63,6 @@ type Summary struct {
 	Expires    time.Time
 }
 
-// String returns a text for people.
-func (s Summary) String() string {
-	return fmt.Sprintf("trust repository for %s in %s\nroot %s\nDEVELOPMENT ONLY: all private keys lie in one folder:\n  %s\n",
-		s.Domain, s.Dir, s.RootDigest, strings.Join(s.Keys, "\n  "))
-}
-
 // InitDev makes a repository in dir for development: all keys in one folder,
 // each needed once. It refuses a folder that has a repository (fs.ErrExist).
 func InitDev(dir, domain string, now time.Time) (*Summary, error) {

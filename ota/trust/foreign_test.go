@@ -154,7 +154,8 @@ func TestPythonTUFWrites(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Refresh(t.Context(), BundleMetadata(os.DirFS(dir)), time.Now(), paths...); err != nil {
+	files := func(_ context.Context, name string) ([]byte, error) { return os.ReadFile(filepath.Join(dir, metaDir, name)) }
+	if err := c.Refresh(t.Context(), files, time.Now(), paths...); err != nil {
 		t.Fatal(err)
 	}
 	again, err := NewClient(mem, root)

@@ -401,10 +401,6 @@ func (c TargetCustom) equal(o TargetCustom) bool {
 	return c.Counter == o.Counter && slices.EqualFunc(c.Keys, o.Keys, bytes.Equal) && jsonText(c.Policy) == jsonText(o.Policy)
 }
 
-func (r *Repo) putTarget(path string, length int64, d ota.Digest, custom TargetCustom) error {
-	return putTarget(&r.targets.Signed, path, length, d, custom)
-}
-
 func putTarget(m *metadata.TargetsType, path string, length int64, d ota.Digest, custom TargetCustom) error {
 	if !validTarget(path) {
 		return fmt.Errorf("%q: want a relative path of letters, digits and . _ - + /", path)

@@ -554,7 +554,7 @@ func TestFullRepo(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	long := "releases/" + strings.Repeat("n", 400) + "/"
-	if err := w.repo.putTarget(long+"0", 1, ota.DigestOf(nil), TargetCustom{Counter: 1}); err != nil {
+	if err := putTarget(&w.repo.targets.Signed, long+"0", 1, ota.DigestOf(nil), TargetCustom{Counter: 1}); err != nil {
 		t.Fatal(err)
 	}
 	list := w.repo.targets.Signed.Targets

@@ -4,58 +4,11 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"os"
 	"strings"
 	"testing"
-	"testing/fstest"
 
 	"github.com/google/go-cmp/cmp"
 )
-
-func TestBundleMetadata(t *testing.T) {
-	dir := t.TempDir()
-	if _, err := InitDev(dir, "skein.local", start); err != nil {
-		t.Fatal(err)
-	}
-	repo, err := OpenRepo(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := newWorld(t)
-	c, err := NewClient(w.mem, repo.Root())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Refresh(t.Context(), BundleMetadata(os.DirFS(dir)), start); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.DirectorKeys(); err != nil {
-		t.Error(err)
-	}
-
-	src := BundleMetadata(fstest.MapFS{
-		"metadata/a%2Fb.json":    {Data: []byte("role")},
-		"metadata/endless.json":  {Data: make([]byte, maxTargets+100)},
-		"secret.json":            {Data: []byte("secret")},
-		"metadata/sub/deep.json": {Data: []byte("deep")},
-	})
-	if b, err := src(t.Context(), "a%2Fb.json"); err != nil || string(b) != "role" {
-		t.Errorf("%q, %v", b, err)
-	}
-	if b, err := src(t.Context(), "endless.json"); err != nil || len(b) != maxTargets+1 {
-		t.Errorf("%d bytes, %v", len(b), err)
-	}
-	for _, name := range []string{"", ".", "..", "../secret.json", "sub/deep.json", "/secret.json", "none.json"} {
-		if b, err := src(t.Context(), name); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%q: %q, %v", name, b, err)
-		}
-	}
-	gone, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := src(gone, "a%2Fb.json"); !errors.Is(err, context.Canceled) {
-		t.Error(err)
-	}
-}
 
 func TestFirstOf(t *testing.T) {
 	var asked []string

@@ -3,18 +3,21 @@ package store
 import (
 	"context"
 	"database/sql"
+	"strings"
 )
 
 // blobRoots are the columns that refer to blobs. A test holds that no column
 // that looks like one is missing.
-func blobRoots() []string {
-	return []string{"models.onnx", "models.golden", "releases.digest", "registry_manifests.digest", "registry_tags.digest", "registry_blobs.digest"}
-}
+var blobRoots = []string{"models.onnx", "models.golden", "releases.digest", "registry_manifests.digest", "registry_tags.digest", "registry_blobs.digest"}
 
 // BlobRoots returns the digests of all blobs that a row of any tenant refers to.
 func (tx *Tx) BlobRoots(ctx context.Context) ([]string, error) {
-	rows, err := tx.QueryContext(ctx, `SELECT onnx FROM models UNION SELECT golden FROM models UNION SELECT digest FROM releases
-		UNION SELECT digest FROM registry_manifests UNION SELECT digest FROM registry_tags UNION SELECT digest FROM registry_blobs`)
+	var selects []string
+	for _, c := range blobRoots {
+		table, column, _ := strings.Cut(c, ".")
+		selects = append(selects, "SELECT "+column+" FROM "+table)
+	}
+	rows, err := tx.QueryContext(ctx, strings.Join(selects, " UNION "))
 	out, err := collect(rows, err, func(r *sql.Rows) (string, error) {
 		var d string
 		return d, r.Scan(&d)
