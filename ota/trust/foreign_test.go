@@ -154,7 +154,9 @@ func TestPythonTUFWrites(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := func(_ context.Context, name string) ([]byte, error) { return os.ReadFile(filepath.Join(dir, metaDir, name)) }
+	files := func(_ context.Context, name string) ([]byte, error) {
+		return os.ReadFile(filepath.Join(dir, metaDir, name))
+	}
 	if err := c.Refresh(t.Context(), files, time.Now(), paths...); err != nil {
 		t.Fatal(err)
 	}
