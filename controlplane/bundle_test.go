@@ -298,7 +298,7 @@ func TestExportForDevices(t *testing.T) {
 	if got := result(full); got.GetError() != "" || got.GetRunning() != "meter@1" {
 		t.Errorf("%v", got)
 	}
-	if got := result(full); !strings.Contains(got.GetError(), "known already") {
+	if got := result(full); !got.GetKnown() || got.GetError() != "" || got.GetRunning() != "meter@1" {
 		t.Errorf("the same receipt again: %v", got)
 	}
 	full[len(full)-1] ^= 1
