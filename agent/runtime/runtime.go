@@ -8,6 +8,10 @@ package runtime
 import (
 	"context"
 	"errors"
+	"io"
+
+	"github.com/skein-fleet/skein/ota"
+	"github.com/skein-fleet/skein/ota/manifest"
 )
 
 // Errors that drivers return, wrapped with what was tried.
@@ -43,6 +47,8 @@ type Workload struct {
 	Params map[string]string
 	// MemoryMiB is the declared need, 0 when unknown.
 	MemoryMiB int
+	// Spec says what serves the model; nil is what the device is configured with.
+	Spec *manifest.Workload
 }
 
 // Status describes one loaded workload.
@@ -68,6 +74,37 @@ type Runtime interface {
 	// List returns what is loaded, in order of ID.
 	List(ctx context.Context) ([]Status, error)
 	Inferer
+}
+
+// Endpoint is where a loaded workload listens, on loopback, and the name under
+// which its server knows the model.
+type Endpoint struct {
+	ID             string
+	HTTP           string // HOST:PORT
+	GRPC           string // HOST:PORT, empty when the server speaks HTTP only
+	Metrics        string // HOST:PORT, empty when it has none
+	Model, Version string // as the server names them; an empty version is any
+	// ReleaseModel and ReleaseVersion are what the release calls them.
+	ReleaseModel, ReleaseVersion string
+}
+
+// Endpoints is implemented by runtimes whose workloads listen for themselves,
+// so that a proxy can forward to them.
+type Endpoints interface {
+	// Acquire returns where id listens, or what serves when id is empty, and
+	// keeps it from being stopped until release is called. It returns
+	// ErrNotLoaded when there is none.
+	Acquire(ctx context.Context, id string) (e Endpoint, release func(), err error)
+}
+
+// Images is implemented by runtimes that need container images.
+type Images interface {
+	// EnsureImage makes img ready to start; what it unpacked is durable when it
+	// returns. anew does not trust what is unpacked already. Blobs come from
+	// open, or from the registry that img names.
+	EnsureImage(ctx context.Context, img manifest.Image, anew bool, open func(ctx context.Context, d ota.Digest) (io.ReadCloser, int64, error)) error
+	// KeepImages removes all images but these.
+	KeepImages(ctx context.Context, keep []ota.Digest) error
 }
 
 // Inferer answers inference requests.
