@@ -51,7 +51,7 @@ var owners = map[string][]string{
 	"github.com/veraison/go-cose":             {"ota/trust"},
 	"github.com/theupdateframework/go-tuf/v2": {"ota/trust"},
 	"github.com/fxamacker/cbor/v2":            {"proto/wire"},
-	"connectrpc.com/connect":                  {"proto/gen", "controlplane/internal/rpc", "controlplane/internal/auth", "controlplane/cmd/skein", "agent/internal/enroll", "agent/internal/localapi"},
+	"connectrpc.com/connect":                  {"proto/gen", "controlplane/internal/rpc", "controlplane/internal/auth", "controlplane/cmd/skein", "agent/internal/enroll", "agent/internal/localapi", "agent/internal/tap", "agent/runtime/kserve"},
 	"github.com/prometheus/prometheus":        {"controlplane/internal/series"},
 	"modernc.org/sqlite":                      {"controlplane/internal/store"},
 	"github.com/pressly/goose/v3":             {"controlplane/internal/store"},
