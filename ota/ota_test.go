@@ -38,6 +38,41 @@ func TestTargetLoads(t *testing.T) {
 	}
 }
 
+func TestTargetFits(t *testing.T) {
+	parse := func(s string) Target {
+		tg, err := ParseTarget(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tg
+	}
+	const nano = "linux/arm64;sm=8.7;trt=10.3.0;cuda=12.6;l4t=36.4.3;mem=8;dla=0;module=orin-nano-8gb;mode=25W"
+	for _, c := range []struct {
+		artifact, device string
+		want             Fit
+		reason           string
+	}{
+		{nano, nano, FitOptimal, ""},
+		{"linux/arm64;sm=8.7;trt=10.3.0.30;module=orin-nano-8gb;mode=25W", nano, FitOptimal, ""},
+		{"linux/arm64;sm=8.7;trt=10.3.0;module=orin-nano-8gb;mode=15W", nano, FitLoadable, "tuned for mode=15W, device has 25W"},
+		{"linux/arm64;sm=8.7;trt=10.3.0;module=orin-nx-16gb;mode=25W", nano, FitLoadable, "tuned for module=orin-nx-16gb, device has orin-nano-8gb"},
+		{"linux/arm64;sm=8.7;trt=10.3.0", nano, FitLoadable, "tuned for module=any, device has orin-nano-8gb"},
+		{"linux/arm64;sm=8.7;trt=10.3.0", "linux/arm64;sm=8.7;trt=10.3.0", FitOptimal, ""},
+		{"linux/arm64", nano, FitLoadable, "it is bound to no version of TensorRT or ONNX Runtime"},
+		{"linux/arm64;sm=8.7;trt=10.3.1;module=orin-nano-8gb;mode=25W", nano, FitNone, "made for trt=10.3.1, device has 10.3.0"},
+		{"linux/arm64;sm=8.7;trt=10.3", nano, FitNone, "made for trt=10.3, device has 10.3.0"},
+		{"linux/arm64;sm=7.2;trt=10.3.0", nano, FitNone, "made for sm=7.2, device has 8.7"},
+		{"linux/amd64;ort=1", "linux/amd64;ort=1", FitOptimal, ""},
+		{"linux/amd64;ort=1", "linux/amd64;ort=1.20.1", FitOptimal, ""},
+		{"linux/amd64;ort=1", "linux/amd64;ort=10.1", FitNone, "made for ort=1, device has 10.1"},
+		{"linux/amd64;ort=1.20.1", "linux/amd64;ort=1", FitNone, "made for ort=1.20.1, device has 1"},
+	} {
+		if got, reason := parse(c.artifact).Fits(parse(c.device)); got != c.want || reason != c.reason {
+			t.Errorf("%s on %s: %s (%s), want %s (%s)", c.artifact, c.device, got, reason, c.want, c.reason)
+		}
+	}
+}
+
 func TestDigest(t *testing.T) {
 	d := DigestOf([]byte("skein"))
 	if got, err := ParseDigest(string(d)); err != nil || got != d || len(d.Sum()) != 32 {

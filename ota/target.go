@@ -1,6 +1,7 @@
 package ota
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -82,20 +83,88 @@ func (t Target) String() string {
 func (t Target) Digest() Digest { return DigestOf([]byte(t.String())) }
 
 // Loads reports whether an artifact made for target t can be loaded on device
-// target dev: same platform, and the same SM, TensorRT and ONNX Runtime where
-// t names them. The reason is empty when it loads.
+// target dev: same platform, the same SM, the same TensorRT to the patch level
+// and the ONNX Runtime that t names, as far as it names it. The reason is empty
+// when it loads.
 func (t Target) Loads(dev Target) (reason string, ok bool) {
 	if t.OS != dev.OS || t.Arch != dev.Arch {
 		return fmt.Sprintf("made for %s/%s, device is %s/%s", t.OS, t.Arch, dev.OS, dev.Arch), false
 	}
 	for _, k := range loadable {
-		if want, bound := t.Attrs[k]; bound && dev.Attrs[k] != want {
-			have := dev.Attrs[k]
-			if have == "" {
-				have = "none"
-			}
-			return fmt.Sprintf("made for %s=%s, device has %s", k, want, have), false
+		want, bound := t.Attrs[k]
+		if !bound || sameVersion(k, want, dev.Attrs[k]) {
+			continue
 		}
+		return fmt.Sprintf("made for %s=%s, device has %s", k, want, cmp.Or(dev.Attrs[k], "none")), false
 	}
 	return "", true
+}
+
+// sameVersion compares one attribute that binds.
+func sameVersion(key, want, have string) bool {
+	switch key {
+	case "trt": // the fourth part numbers builds of one patch level
+		return want == have || patchLevel(want) != "" && patchLevel(want) == patchLevel(have)
+	case "ort": // ONNX is not bound to one version: 1 is any 1.x
+		return want == have || strings.HasPrefix(have, want+".")
+	}
+	return want == have
+}
+
+// patchLevel returns the first three parts of a version, "" when it has fewer.
+func patchLevel(v string) string {
+	parts := strings.SplitN(v, ".", 4)
+	if len(parts) < 3 {
+		return ""
+	}
+	return strings.Join(parts[:3], ".")
+}
+
+// Fit says how well an artifact suits a device.
+type Fit uint8
+
+// The classes of fit.
+const (
+	FitNone     Fit = 0 // it does not load
+	FitLoadable Fit = 1 // it loads; an engine may be slower than one of the device's own
+	FitOptimal  Fit = 2 // it was also tuned for this module in this power mode
+)
+
+// String returns the class's name.
+func (f Fit) String() string {
+	switch f {
+	case FitNone:
+		return "none"
+	case FitLoadable:
+		return "loadable"
+	case FitOptimal:
+		return "optimal"
+	}
+	return fmt.Sprintf("fit %d", uint8(f))
+}
+
+// tuned lists the attributes for which a builder's tactics are timed.
+var tuned = []string{"module", "mode"}
+
+// Fits classifies an artifact made for target t on device target dev. The
+// reason says what keeps it out of the next class; it is empty for an optimal
+// one. What binds neither TensorRT nor ONNX Runtime is loadable.
+func (t Target) Fits(dev Target) (class Fit, reason string) {
+	if reason, ok := t.Loads(dev); !ok {
+		return FitNone, reason
+	}
+	_, trt := t.Attrs["trt"]
+	_, ort := t.Attrs["ort"]
+	switch {
+	case !trt && !ort:
+		return FitLoadable, "it is bound to no version of TensorRT or ONNX Runtime"
+	case !trt: // ONNX Runtime tunes itself where it runs
+		return FitOptimal, ""
+	}
+	for _, k := range tuned {
+		if want, have := t.Attrs[k], dev.Attrs[k]; want != have {
+			return FitLoadable, fmt.Sprintf("tuned for %s=%s, device has %s", k, cmp.Or(want, "any"), cmp.Or(have, "none"))
+		}
+	}
+	return FitOptimal, ""
 }

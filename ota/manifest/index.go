@@ -236,12 +236,14 @@ func (r Release) annotations() (map[string]string, error) {
 	return a, nil
 }
 
-// Select returns the manifest that fits device target dev best: of those that
-// load on it the one whose target names most of what the device has. When none
-// loads, the error is ErrNoTarget and says why for each.
+// Select returns the manifest that fits device target dev best: an optimal one
+// before those that only load, and of equals the one whose target names most of
+// what the device has. When none loads, the error is ErrNoTarget and says why
+// for each.
 func (ix *Index) Select(dev ota.Target) (Descriptor, error) {
 	type candidate struct {
 		d     Descriptor
+		fit   ota.Fit
 		score int
 	}
 	var fits []candidate
@@ -251,11 +253,12 @@ func (ix *Index) Select(dev ota.Target) (Descriptor, error) {
 		if err != nil {
 			return Descriptor{}, err
 		}
-		if reason, ok := t.Loads(dev); !ok {
+		c := candidate{d: d}
+		var reason string
+		if c.fit, reason = t.Fits(dev); c.fit == ota.FitNone {
 			reasons = append(reasons, fmt.Sprintf("%s: %s", t, reason))
 			continue
 		}
-		c := candidate{d: d}
 		for k, v := range t.Attrs {
 			if dev.Attrs[k] == v {
 				c.score += 2
@@ -268,6 +271,6 @@ func (ix *Index) Select(dev ota.Target) (Descriptor, error) {
 	if len(fits) == 0 {
 		return Descriptor{}, fmt.Errorf("%w %s: %s", ErrNoTarget, dev, strings.Join(reasons, "; "))
 	}
-	best := slices.MaxFunc(fits, func(a, b candidate) int { return cmp.Compare(a.score, b.score) })
+	best := slices.MaxFunc(fits, func(a, b candidate) int { return cmp.Or(cmp.Compare(a.fit, b.fit), cmp.Compare(a.score, b.score)) })
 	return best.d, nil
 }

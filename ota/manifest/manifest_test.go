@@ -145,6 +145,30 @@ func TestSelectPrefersTheClosest(t *testing.T) {
 	}
 }
 
+// TestSelectPrefersOptimal: an engine tuned here comes before one of another
+// module that names more of what the device has.
+func TestSelectPrefersOptimal(t *testing.T) {
+	ix := &Index{}
+	for i, text := range []string{
+		"linux/arm64", "linux/arm64;sm=8.7;trt=10.3.0;cuda=12.6;l4t=36.4.3;mem=16;dla=2;module=orin-nano-8gb;mode=15W",
+		"linux/arm64;sm=8.7;trt=10.3.0;module=orin-nano-8gb;mode=25W",
+	} {
+		d := blobOf(fmt.Sprint(i))
+		d.Annotations = map[string]string{AnnTarget: text}
+		ix.Manifests = append(ix.Manifests, d)
+	}
+	const device = "linux/arm64;sm=8.7;trt=%s;cuda=12.6;l4t=36.4.3;mem=16;dla=2;module=orin-nano-8gb;mode=%s"
+	for _, c := range []struct {
+		trt, mode string
+		want      int
+	}{{"10.3.0", "25W", 2}, {"10.3.0", "15W", 1}, {"10.3.0", "7W", 1}, {"10.4.0", "25W", 0}} {
+		d, err := ix.Select(target(t, fmt.Sprintf(device, c.trt, c.mode)))
+		if err != nil || d.Digest != ix.Manifests[c.want].Digest {
+			t.Errorf("%s in %s: got %s, %v", c.trt, c.mode, d.Annotations[AnnTarget], err)
+		}
+	}
+}
+
 // edit returns raw with one change to its JSON value.
 func edit(t *testing.T, raw []byte, change func(m map[string]any)) []byte {
 	t.Helper()
