@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"path/filepath"
 	"sync"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/skein-fleet/skein/ota/slot"
 	"github.com/skein-fleet/skein/sim/fault"
 	"github.com/skein-fleet/skein/sim/fault/shaper"
+	"github.com/skein-fleet/skein/sim/fault/strike"
 	"github.com/skein-fleet/skein/sim/jetson"
 	"github.com/skein-fleet/skein/sim/meter/digits"
 	"github.com/skein-fleet/skein/sim/meter/engine"
@@ -144,64 +144,7 @@ func (f *Fleet) Pick(d fault.Devices, salt uint64) []*Device {
 
 // Suffer puts a fault onto the devices that it means, keeps it for its time,
 // and ends it. It begins now, whatever its At, and returns when the fault is
-// over or ctx has ended. note is told what happens. Devices that are killed
-// several times are killed at moments of their own, drawn from the seed.
+// over or ctx has ended. note is told what happens.
 func (f *Fleet) Suffer(ctx context.Context, x fault.Fault, salt uint64, note func(string)) {
-	devices := f.Pick(x.Devices, salt)
-	if x.Kind == fault.Kill {
-		f.killAll(ctx, x, salt, devices, note)
-		return
-	}
-	note(fmt.Sprintf("fault %s begins on %s", x.Kind, names(devices)))
-	for _, d := range devices {
-		d.Inject(x)
-	}
-	if x.For == 0 {
-		return
-	}
-	wait(ctx, x.For)
-	for _, d := range devices {
-		d.Heal(x)
-	}
-	note(fmt.Sprintf("fault %s ends on %s", x.Kind, names(devices)))
-}
-
-func (f *Fleet) killAll(ctx context.Context, x fault.Fault, salt uint64, devices []*Device, note func(string)) {
-	var wg sync.WaitGroup
-	for _, d := range devices {
-		rng := rand.New(rand.NewPCG(f.o.Seed^salt, uint64(d.o.Number)))
-		wg.Go(func() {
-			for range x.Times {
-				// Once in each span of Every, and not all at the same moment.
-				var rest time.Duration
-				if x.Every > 0 {
-					early := time.Duration(rng.Int64N(int64(x.Every)))
-					rest = x.Every - early
-					wait(ctx, early)
-				}
-				if ctx.Err() != nil {
-					return
-				}
-				note("kill " + d.name)
-				d.Kill(x.Down)
-				wait(ctx, rest)
-			}
-		})
-	}
-	wg.Wait()
-}
-
-// names lists devices for people, at most eight of them.
-func names(devices []*Device) string {
-	text := ""
-	for i, d := range devices {
-		if i == 8 {
-			return fmt.Sprintf("%s and %d more", text, len(devices)-i)
-		}
-		if i > 0 {
-			text += " "
-		}
-		text += d.name
-	}
-	return text
+	strike.On(ctx, f.Pick(x.Devices, salt), x, f.o.Seed^salt, note)
 }

@@ -14,7 +14,6 @@ import (
 	rolloutv1 "github.com/skein-fleet/skein/proto/gen/skein/rollout/v1"
 	"github.com/skein-fleet/skein/sim/fault"
 	"github.com/skein-fleet/skein/sim/scenario"
-	"github.com/skein-fleet/skein/sim/virtual"
 )
 
 // snapshot is one look at the world.
@@ -55,7 +54,7 @@ func (s *stage) look(ctx context.Context, _ time.Duration) {
 }
 
 // board takes in what one device itself knows.
-func (n *snapshot) board(ctx context.Context, d *virtual.Device, releases map[string]made) {
+func (n *snapshot) board(ctx context.Context, d Device, releases map[string]made) {
 	w := d.Work()
 	n.dropped += w.Errors
 	for _, c := range w.Requests {
@@ -268,7 +267,7 @@ func eventKey(unixMilli int64, kind, step, message string) string {
 	return fmt.Sprintf("%d %s %s %s", unixMilli, kind, step, message)
 }
 
-func (s *stage) lostEvents(ctx context.Context, d *virtual.Device) ([]string, error) {
+func (s *stage) lostEvents(ctx context.Context, d Device) ([]string, error) {
 	acknowledged := d.Acknowledged()
 	if len(acknowledged) == 0 {
 		return nil, nil

@@ -34,6 +34,11 @@ type Options struct {
 	// Skeind returns the command that starts skeind; it is asked when the
 	// script kills it. Other scripts run the control plane in this process.
 	Skeind func() ([]string, error)
+	// Fleet makes the devices; nil makes virtual ones.
+	Fleet func(context.Context, virtual.FleetOptions) (Fleet, error)
+	// Host is the name under which devices reach the control plane; empty is
+	// its address.
+	Host string
 	// Stretch multiplies the script's own times (steps, deadlines, how long faults
 	// last), for machines too slow to run it at its pace; 0 means 1.
 	Stretch float64
@@ -56,7 +61,7 @@ type stage struct {
 	script   *scenario.Script
 	plane    *plane.Plane
 	op       *operator.Operator
-	fleet    *virtual.Fleet
+	fleet    Fleet
 	start    time.Time
 	verdicts []Verdict
 	seen     snapshot // the latest look
@@ -136,7 +141,7 @@ func (s *stage) startPlane(ctx context.Context) (*plane.Plane, error) {
 		kills = kills || restart
 	}
 	if !kills {
-		return plane.InProcess(ctx, dir, "", s.o.Logger, func(c *controlplane.Config) { c.Resend = resend })
+		return plane.InProcess(ctx, dir, "", s.o.Logger, func(c *controlplane.Config) { c.Resend, c.PublicHost = resend, s.o.Host })
 	}
 	if s.o.Skeind == nil {
 		return nil, errors.New("the script kills skeind, and there is no skeind to start")
@@ -145,13 +150,20 @@ func (s *stage) startPlane(ctx context.Context) (*plane.Plane, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.o.Host != "" {
+		command = append(command, "--public-host", s.o.Host)
+	}
 	return plane.Child(ctx, command, dir)
 }
 
 // plugIn makes the devices.
 func (s *stage) plugIn(ctx context.Context) (err error) {
 	x := s.script
-	s.fleet, err = virtual.NewFleet(ctx, virtual.FleetOptions{
+	newFleet := s.o.Fleet
+	if newFleet == nil {
+		newFleet = newVirtualFleet
+	}
+	s.fleet, err = newFleet(ctx, virtual.FleetOptions{
 		Devices: x.Devices, Mix: x.Mix, Seed: x.Seed, Dir: filepath.Join(s.o.Dir, "devices"), ServerURL: s.plane.DeviceURL,
 		Claim: func(ctx context.Context, labels map[string]string) (string, error) {
 			return s.op.Claim(ctx, x.Devices, labels)

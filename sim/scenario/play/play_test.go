@@ -44,6 +44,7 @@ func skeind(args []string) error {
 	f.StringVar(&cfg.DeviceAddr, "device-addr", "", "")
 	f.StringVar(&cfg.MQTTAddr, "mqtt-addr", "", "")
 	f.StringVar(&cfg.DebugAddr, "debug-addr", "", "")
+	f.StringVar(&cfg.PublicHost, "public-host", "", "")
 	f.String("log-level", "", "")
 	if err := f.Parse(args); err != nil {
 		return err
