@@ -23,7 +23,8 @@ type Build struct {
 	Engines map[string]Descriptor
 	// Extra layers go to every target, after the model, for example labels.
 	Extra []Descriptor
-	// Machine are further layers by the text of their target: agent, OS image.
+	// Machine are further layers by the text of their target: agent, OS image,
+	// workload and container image.
 	Machine map[string][]Descriptor
 	// Mirrors of layers, by their digest.
 	Mirrors map[ota.Digest][]string

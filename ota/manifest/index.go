@@ -109,6 +109,12 @@ func ParseManifest(b []byte) (*Manifest, error) {
 	if _, _, _, err := m.OSImage(); err != nil {
 		return nil, fmt.Errorf("read manifest: %w", err)
 	}
+	if _, _, err := m.Workload(); err != nil {
+		return nil, fmt.Errorf("read manifest: %w", err)
+	}
+	if _, _, _, err := m.Image(); err != nil {
+		return nil, fmt.Errorf("read manifest: %w", err)
+	}
 	return &m, checkAnnotations(m.Annotations)
 }
 

@@ -209,6 +209,12 @@ func (p *AutoPolicy) checkAnnotations(as map[string]string) error {
 			if !slices.Contains(p.Parameters, ota.DigestOf([]byte(value))) {
 				return fmt.Errorf("parameters: declaration %s is none of those allowed", ota.DigestOf([]byte(value)).Short())
 			}
+		case key == manifest.AnnImage:
+			// The layer itself stands for its digest below; what it is a part of is
+			// an image that a person signed.
+			if !p.pins(ota.Digest(value)) {
+				return fmt.Errorf("image %.80q is none of those allowed", value)
+			}
 		case key == manifest.AnnRecipe:
 			if !slices.Contains(p.Recipes, ota.Digest(value)) {
 				return fmt.Errorf("recipe %.80q is none of those allowed", value)
@@ -233,6 +239,12 @@ func (p *AutoPolicy) checkConfig(c manifest.Descriptor) error {
 }
 
 func (p *AutoPolicy) checkLayers(m *manifest.Manifest) error {
+	if p.serves() {
+		// Without it the release would run in whatever the device is set up with.
+		if _, ok, err := m.Workload(); err != nil || !ok {
+			return fmt.Errorf("it has no workload, and the policy names which it runs in")
+		}
+	}
 	golden, total := 0, int64(0)
 	for _, l := range m.Layers {
 		if err := p.checkAnnotations(l.Annotations); err != nil {
@@ -257,12 +269,25 @@ func (p *AutoPolicy) checkLayers(m *manifest.Manifest) error {
 	return nil
 }
 
+// pins reports whether a rule names the digest.
+func (p *AutoPolicy) pins(d ota.Digest) bool {
+	return slices.ContainsFunc(p.Layers, func(r LayerRule) bool { return slices.Contains(r.Digests, d) })
+}
+
+// serves reports whether the policy says what a release runs in.
+func (p *AutoPolicy) serves() bool {
+	return slices.ContainsFunc(p.Layers, func(r LayerRule) bool { return r.MediaType == manifest.MediaWorkload })
+}
+
 func (r LayerRule) allows(l manifest.Descriptor) bool {
 	if l.MediaType != r.MediaType || r.MaxBytes > 0 && l.Size > r.MaxBytes {
 		return false
 	}
 	if len(r.Digests) > 0 {
 		return slices.Contains(r.Digests, l.Digest)
+	}
+	if l.OfImage() {
+		return false
 	}
 	return slices.Contains(r.Formats, strings.TrimPrefix(path.Ext(l.Title()), "."))
 }
