@@ -16,7 +16,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -24,7 +23,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/skein-fleet/skein/ota"
+	"github.com/skein-fleet/skein/agent/internal/target"
 	"github.com/skein-fleet/skein/telemetry"
 	"github.com/skein-fleet/skein/telemetry/probe/tegra"
 )
@@ -39,7 +38,10 @@ type Options struct {
 	// tegrastats with an interval of one second, where it is installed.
 	Tegrastats []string
 	// Arch is the architecture, runtime.GOARCH when empty.
-	Arch   string
+	Arch string
+	// Run asks commands of the host (nvpmodel, nvidia-smi) what the machine is;
+	// nil is Command where Root is /, and asks none elsewhere.
+	Run    target.Run
 	Logger *slog.Logger
 	Now    func() time.Time
 }
@@ -58,6 +60,9 @@ type Machine struct {
 func New(o Options) *Machine {
 	if o.Root == "" {
 		o.Root = "/"
+	}
+	if o.Run == nil && o.Root == "/" {
+		o.Run = Command
 	}
 	if o.Arch == "" {
 		o.Arch = runtime.GOARCH
@@ -82,116 +87,28 @@ func (m *Machine) text(name string) string {
 	return strings.Trim(string(raw), "\x00 \n\t")
 }
 
-// chips maps the last part of the device tree's compatible to the SM version.
-var chips = map[string]string{
-	"nvidia,tegra210": "5.3", "nvidia,tegra186": "6.2", "nvidia,tegra194": "7.2", "nvidia,tegra234": "8.7", "nvidia,tegra264": "11.0",
-}
-
-var (
-	l4tRE  = regexp.MustCompile(`^# R(\d+) \(release\), REVISION: (\d+(?:\.\d+)?),`)
-	coreRE = regexp.MustCompile(`(?m)^Version: (\d+(?:\.\d+){1,2})-\d+$`)
-	trtRE  = regexp.MustCompile(`^libnvinfer\.so\.(\d+\.\d+\.\d+)$`)
-	cudaRE = regexp.MustCompile(`"cuda"\s*:\s*{[^}]*"version"\s*:\s*"(\d+\.\d+)`)
-)
-
 // Facts says what the machine is.
-func (m *Machine) Facts(context.Context) (Facts, error) {
-	t := ota.Target{OS: "linux", Arch: m.opts.Arch, Attrs: map[string]string{}}
-	f := Facts{Hardware: m.text("proc/device-tree/model"), Serial: m.text("proc/device-tree/serial-number"), BootID: m.bootID()}
-	if sm, jetson := m.chip(); jetson {
-		m.jetsonTarget(&t, sm)
-	} else {
-		t.Attrs["ort"] = "1" // a CPU host serves ONNX
-		if f.Hardware == "" {
-			f.Hardware = strings.TrimSpace(m.text("sys/class/dmi/id/sys_vendor") + " " + m.text("sys/class/dmi/id/product_name"))
-		}
-		if f.Serial == "" {
-			f.Serial = m.text("sys/class/dmi/id/product_serial")
-		}
-	}
-	// Reading back catches what a file put into an attribute.
-	parsed, err := ota.ParseTarget(t.String())
+func (m *Machine) Facts(ctx context.Context) (Facts, error) {
+	i, err := target.Probe(ctx, target.Options{Root: m.opts.Root, Arch: m.opts.Arch, Run: m.opts.Run})
 	if err != nil {
-		return Facts{}, fmt.Errorf("probe target: %w", err)
+		return Facts{}, err
 	}
-	f.Target = parsed
-	return f, nil
+	return Facts{Target: i.Target, Hardware: i.Model, Serial: i.Serial, BootID: m.bootID()}, nil
 }
 
-// chip looks at the device tree; the SM is empty for a Jetson not known here.
-func (m *Machine) chip() (sm string, jetson bool) {
-	for c := range strings.SplitSeq(m.text("proc/device-tree/compatible"), "\x00") {
-		if sm, ok := chips[c]; ok {
-			return sm, true
-		}
-		if strings.HasPrefix(c, "nvidia,tegra") {
-			jetson = true
-		}
-	}
-	return "", jetson || m.l4t() != ""
-}
+const commandTimeout = 10 * time.Second
 
-// l4t returns the release of the board support package, as in 36.4.4: from its
-// own file, or from the version of its package where images leave that out.
-func (m *Machine) l4t() string {
-	first, _, _ := strings.Cut(m.text("etc/nv_tegra_release"), "\n")
-	if g := l4tRE.FindStringSubmatch(first); g != nil {
-		return g[1] + "." + g[2]
+// Command runs a command of the host for a short time.
+func Command(ctx context.Context, name string, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("run %s: %w", name, err)
 	}
-	_, pkg, _ := strings.Cut("\n"+m.text("var/lib/dpkg/status"), "\nPackage: nvidia-l4t-core\n")
-	pkg, _, _ = strings.Cut(pkg, "\n\n")
-	if g := coreRE.FindStringSubmatch(pkg); g != nil {
-		return g[1]
-	}
-	return ""
-}
-
-func (m *Machine) jetsonTarget(t *ota.Target, sm string) {
-	set := func(key, value string) {
-		if value != "" {
-			t.Attrs[key] = value
-		}
-	}
-	set("sm", sm)
-	set("l4t", m.l4t())
-	for _, dir := range []string{"usr/lib/aarch64-linux-gnu", "usr/lib/x86_64-linux-gnu"} {
-		entries, err := os.ReadDir(m.path(dir))
-		if err != nil {
-			continue
-		}
-		for _, e := range entries {
-			if g := trtRE.FindStringSubmatch(e.Name()); g != nil {
-				set("trt", g[1])
-			}
-		}
-	}
-	if g := cudaRE.FindStringSubmatch(m.text("usr/local/cuda/version.json")); g != nil {
-		set("cuda", g[1])
-	}
-	if kib := m.meminfo()["MemTotal"]; kib > 0 {
-		set("mem", strconv.FormatUint(moduleGiB(kib), 10))
-	}
-	if sm == "7.2" || sm == "8.7" {
-		dla := 0
-		for _, n := range []string{"0", "1"} {
-			if matches, _ := filepath.Glob(m.path("sys/devices/platform/*/*.nvdla" + n)); len(matches) > 0 {
-				dla++
-			}
-		}
-		set("dla", strconv.Itoa(dla))
-	}
-}
-
-// moduleGiB rounds up what the kernel has to a size that modules are sold in:
-// carve-outs take up to an eighth.
-func moduleGiB(kib uint64) uint64 {
-	gib := float64(kib) / (1 << 20)
-	for _, size := range []uint64{2, 4, 8, 16, 32, 64, 128} {
-		if gib <= float64(size) {
-			return size
-		}
-	}
-	return uint64(gib + 0.5)
+	return out, nil
 }
 
 func (m *Machine) bootID() uint64 {
