@@ -184,7 +184,10 @@ type Release struct {
 	AgentTargets []string `protobuf:"bytes,60,rep,name=agent_targets,json=agentTargets,proto3" json:"agent_targets,omitempty"`
 	OsTargets    []string `protobuf:"bytes,61,rep,name=os_targets,json=osTargets,proto3" json:"os_targets,omitempty"`
 	// What it waits for before a device can run it, empty when it is usable.
-	Pending       string `protobuf:"bytes,40,opt,name=pending,proto3" json:"pending,omitempty"`
+	Pending string `protobuf:"bytes,40,opt,name=pending,proto3" json:"pending,omitempty"`
+	// What serves the model, by target; a target that is not here uses the server
+	// that its devices are set up with.
+	Workloads     []*ReleaseWorkload `protobuf:"bytes,180,rep,name=workloads,proto3" json:"workloads,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -331,6 +334,111 @@ func (x *Release) GetPending() string {
 	return ""
 }
 
+func (x *Release) GetWorkloads() []*ReleaseWorkload {
+	if x != nil {
+		return x.Workloads
+	}
+	return nil
+}
+
+// ReleaseWorkload is what serves the model of a release on one target.
+type ReleaseWorkload struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Target string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	// workload.json as the release holds it.
+	Document string `protobuf:"bytes,2,opt,name=document,proto3" json:"document,omitempty"`
+	// v2 or triton.
+	Server string `protobuf:"bytes,3,opt,name=server,proto3" json:"server,omitempty"`
+	// Digest of the manifest of the container image, empty when it needs none.
+	ImageDigest string `protobuf:"bytes,4,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
+	// Registry and repository, when devices take it from there.
+	ImageReference string `protobuf:"bytes,5,opt,name=image_reference,json=imageReference,proto3" json:"image_reference,omitempty"`
+	// File system layers and all bytes of an image that the release holds.
+	ImageLayers   int32 `protobuf:"varint,6,opt,name=image_layers,json=imageLayers,proto3" json:"image_layers,omitempty"`
+	ImageBytes    int64 `protobuf:"varint,7,opt,name=image_bytes,json=imageBytes,proto3" json:"image_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseWorkload) Reset() {
+	*x = ReleaseWorkload{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseWorkload) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseWorkload) ProtoMessage() {}
+
+func (x *ReleaseWorkload) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseWorkload.ProtoReflect.Descriptor instead.
+func (*ReleaseWorkload) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ReleaseWorkload) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ReleaseWorkload) GetDocument() string {
+	if x != nil {
+		return x.Document
+	}
+	return ""
+}
+
+func (x *ReleaseWorkload) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *ReleaseWorkload) GetImageDigest() string {
+	if x != nil {
+		return x.ImageDigest
+	}
+	return ""
+}
+
+func (x *ReleaseWorkload) GetImageReference() string {
+	if x != nil {
+		return x.ImageReference
+	}
+	return ""
+}
+
+func (x *ReleaseWorkload) GetImageLayers() int32 {
+	if x != nil {
+		return x.ImageLayers
+	}
+	return 0
+}
+
+func (x *ReleaseWorkload) GetImageBytes() int64 {
+	if x != nil {
+		return x.ImageBytes
+	}
+	return 0
+}
+
 type CreateReleaseRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -346,14 +454,21 @@ type CreateReleaseRequest struct {
 	// signed for the model.
 	Auto bool `protobuf:"varint,40,opt,name=auto,proto3" json:"auto,omitempty"`
 	// What it brings for the machine beside the model.
-	Machine       []*MachineLayer `protobuf:"bytes,60,rep,name=machine,proto3" json:"machine,omitempty"`
+	Machine []*MachineLayer `protobuf:"bytes,60,rep,name=machine,proto3" json:"machine,omitempty"`
+	// What serves the model: workload.json. Empty: the server that devices are set
+	// up with.
+	Workload []byte `protobuf:"bytes,180,opt,name=workload,proto3" json:"workload,omitempty"`
+	// The container image that it runs in, of the registry of this control plane:
+	// REPOSITORY:TAG, REPOSITORY@DIGEST or a digest. Each target gets the image of
+	// its platform.
+	Image         string `protobuf:"bytes,181,opt,name=image,proto3" json:"image,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateReleaseRequest) Reset() {
 	*x = CreateReleaseRequest{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[3]
+	mi := &file_skein_release_v1_release_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -365,7 +480,7 @@ func (x *CreateReleaseRequest) String() string {
 func (*CreateReleaseRequest) ProtoMessage() {}
 
 func (x *CreateReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[3]
+	mi := &file_skein_release_v1_release_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -378,7 +493,7 @@ func (x *CreateReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReleaseRequest.ProtoReflect.Descriptor instead.
 func (*CreateReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{3}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *CreateReleaseRequest) GetName() string {
@@ -437,6 +552,20 @@ func (x *CreateReleaseRequest) GetMachine() []*MachineLayer {
 	return nil
 }
 
+func (x *CreateReleaseRequest) GetWorkload() []byte {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
+}
+
+func (x *CreateReleaseRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
 // MachineLayer is an agent binary or an image of an operating system, uploaded
 // before.
 type MachineLayer struct {
@@ -453,7 +582,7 @@ type MachineLayer struct {
 
 func (x *MachineLayer) Reset() {
 	*x = MachineLayer{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[4]
+	mi := &file_skein_release_v1_release_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -465,7 +594,7 @@ func (x *MachineLayer) String() string {
 func (*MachineLayer) ProtoMessage() {}
 
 func (x *MachineLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[4]
+	mi := &file_skein_release_v1_release_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -478,7 +607,7 @@ func (x *MachineLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineLayer.ProtoReflect.Descriptor instead.
 func (*MachineLayer) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{4}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *MachineLayer) GetTarget() string {
@@ -518,7 +647,7 @@ type CreateReleaseResponse struct {
 
 func (x *CreateReleaseResponse) Reset() {
 	*x = CreateReleaseResponse{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[5]
+	mi := &file_skein_release_v1_release_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -530,7 +659,7 @@ func (x *CreateReleaseResponse) String() string {
 func (*CreateReleaseResponse) ProtoMessage() {}
 
 func (x *CreateReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[5]
+	mi := &file_skein_release_v1_release_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -543,7 +672,7 @@ func (x *CreateReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReleaseResponse.ProtoReflect.Descriptor instead.
 func (*CreateReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{5}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateReleaseResponse) GetRelease() *Release {
@@ -561,7 +690,7 @@ type ListReleasesRequest struct {
 
 func (x *ListReleasesRequest) Reset() {
 	*x = ListReleasesRequest{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[6]
+	mi := &file_skein_release_v1_release_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +702,7 @@ func (x *ListReleasesRequest) String() string {
 func (*ListReleasesRequest) ProtoMessage() {}
 
 func (x *ListReleasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[6]
+	mi := &file_skein_release_v1_release_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +715,7 @@ func (x *ListReleasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleasesRequest.ProtoReflect.Descriptor instead.
 func (*ListReleasesRequest) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{6}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{7}
 }
 
 type ListReleasesResponse struct {
@@ -598,7 +727,7 @@ type ListReleasesResponse struct {
 
 func (x *ListReleasesResponse) Reset() {
 	*x = ListReleasesResponse{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[7]
+	mi := &file_skein_release_v1_release_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -610,7 +739,7 @@ func (x *ListReleasesResponse) String() string {
 func (*ListReleasesResponse) ProtoMessage() {}
 
 func (x *ListReleasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[7]
+	mi := &file_skein_release_v1_release_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -623,7 +752,7 @@ func (x *ListReleasesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleasesResponse.ProtoReflect.Descriptor instead.
 func (*ListReleasesResponse) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{7}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListReleasesResponse) GetReleases() []*Release {
@@ -647,7 +776,7 @@ type GetReleaseRequest struct {
 
 func (x *GetReleaseRequest) Reset() {
 	*x = GetReleaseRequest{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[8]
+	mi := &file_skein_release_v1_release_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -659,7 +788,7 @@ func (x *GetReleaseRequest) String() string {
 func (*GetReleaseRequest) ProtoMessage() {}
 
 func (x *GetReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[8]
+	mi := &file_skein_release_v1_release_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -672,7 +801,7 @@ func (x *GetReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReleaseRequest.ProtoReflect.Descriptor instead.
 func (*GetReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{8}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetReleaseRequest) GetRelease() string {
@@ -711,13 +840,15 @@ type Layer struct {
 	// For the device of the request: the cheapest way in words, and its bytes.
 	Way            string `protobuf:"bytes,8,opt,name=way,proto3" json:"way,omitempty"`
 	PredictedBytes int64  `protobuf:"varint,9,opt,name=predicted_bytes,json=predictedBytes,proto3" json:"predicted_bytes,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// It is a part of the container image.
+	Image         bool `protobuf:"varint,180,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Layer) Reset() {
 	*x = Layer{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[9]
+	mi := &file_skein_release_v1_release_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +860,7 @@ func (x *Layer) String() string {
 func (*Layer) ProtoMessage() {}
 
 func (x *Layer) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[9]
+	mi := &file_skein_release_v1_release_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +873,7 @@ func (x *Layer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Layer.ProtoReflect.Descriptor instead.
 func (*Layer) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{9}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Layer) GetTitle() string {
@@ -808,6 +939,13 @@ func (x *Layer) GetPredictedBytes() int64 {
 	return 0
 }
 
+func (x *Layer) GetImage() bool {
+	if x != nil {
+		return x.Image
+	}
+	return false
+}
+
 // LayerPatch makes a layer from an older file.
 type LayerPatch struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
@@ -821,7 +959,7 @@ type LayerPatch struct {
 
 func (x *LayerPatch) Reset() {
 	*x = LayerPatch{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[10]
+	mi := &file_skein_release_v1_release_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +971,7 @@ func (x *LayerPatch) String() string {
 func (*LayerPatch) ProtoMessage() {}
 
 func (x *LayerPatch) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[10]
+	mi := &file_skein_release_v1_release_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +984,7 @@ func (x *LayerPatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerPatch.ProtoReflect.Descriptor instead.
 func (*LayerPatch) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{10}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LayerPatch) GetBaseDigest() string {
@@ -888,7 +1026,7 @@ type Transfer struct {
 
 func (x *Transfer) Reset() {
 	*x = Transfer{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[11]
+	mi := &file_skein_release_v1_release_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -900,7 +1038,7 @@ func (x *Transfer) String() string {
 func (*Transfer) ProtoMessage() {}
 
 func (x *Transfer) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[11]
+	mi := &file_skein_release_v1_release_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -913,7 +1051,7 @@ func (x *Transfer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transfer.ProtoReflect.Descriptor instead.
 func (*Transfer) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{11}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Transfer) GetDeviceId() string {
@@ -973,7 +1111,7 @@ type GetReleaseResponse struct {
 
 func (x *GetReleaseResponse) Reset() {
 	*x = GetReleaseResponse{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[12]
+	mi := &file_skein_release_v1_release_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -985,7 +1123,7 @@ func (x *GetReleaseResponse) String() string {
 func (*GetReleaseResponse) ProtoMessage() {}
 
 func (x *GetReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[12]
+	mi := &file_skein_release_v1_release_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -998,7 +1136,7 @@ func (x *GetReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReleaseResponse.ProtoReflect.Descriptor instead.
 func (*GetReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{12}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetReleaseResponse) GetRelease() *Release {
@@ -1046,7 +1184,7 @@ type ListAttestationsRequest struct {
 
 func (x *ListAttestationsRequest) Reset() {
 	*x = ListAttestationsRequest{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[13]
+	mi := &file_skein_release_v1_release_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1058,7 +1196,7 @@ func (x *ListAttestationsRequest) String() string {
 func (*ListAttestationsRequest) ProtoMessage() {}
 
 func (x *ListAttestationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[13]
+	mi := &file_skein_release_v1_release_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1071,7 +1209,7 @@ func (x *ListAttestationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAttestationsRequest.ProtoReflect.Descriptor instead.
 func (*ListAttestationsRequest) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{13}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListAttestationsRequest) GetRelease() string {
@@ -1101,7 +1239,7 @@ type Attestation struct {
 
 func (x *Attestation) Reset() {
 	*x = Attestation{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[14]
+	mi := &file_skein_release_v1_release_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1251,7 @@ func (x *Attestation) String() string {
 func (*Attestation) ProtoMessage() {}
 
 func (x *Attestation) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[14]
+	mi := &file_skein_release_v1_release_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1264,7 @@ func (x *Attestation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attestation.ProtoReflect.Descriptor instead.
 func (*Attestation) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{14}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Attestation) GetManifestDigest() string {
@@ -1198,7 +1336,7 @@ type ListAttestationsResponse struct {
 
 func (x *ListAttestationsResponse) Reset() {
 	*x = ListAttestationsResponse{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[15]
+	mi := &file_skein_release_v1_release_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1210,7 +1348,7 @@ func (x *ListAttestationsResponse) String() string {
 func (*ListAttestationsResponse) ProtoMessage() {}
 
 func (x *ListAttestationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[15]
+	mi := &file_skein_release_v1_release_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1223,7 +1361,7 @@ func (x *ListAttestationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAttestationsResponse.ProtoReflect.Descriptor instead.
 func (*ListAttestationsResponse) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{15}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListAttestationsResponse) GetAttestations() []*Attestation {
@@ -1266,7 +1404,7 @@ type ExportReleaseRequest struct {
 
 func (x *ExportReleaseRequest) Reset() {
 	*x = ExportReleaseRequest{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[16]
+	mi := &file_skein_release_v1_release_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1278,7 +1416,7 @@ func (x *ExportReleaseRequest) String() string {
 func (*ExportReleaseRequest) ProtoMessage() {}
 
 func (x *ExportReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[16]
+	mi := &file_skein_release_v1_release_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1291,7 +1429,7 @@ func (x *ExportReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportReleaseRequest.ProtoReflect.Descriptor instead.
 func (*ExportReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{16}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExportReleaseRequest) GetRelease() string {
@@ -1340,7 +1478,7 @@ type ExportReleaseResponse struct {
 
 func (x *ExportReleaseResponse) Reset() {
 	*x = ExportReleaseResponse{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[17]
+	mi := &file_skein_release_v1_release_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +1490,7 @@ func (x *ExportReleaseResponse) String() string {
 func (*ExportReleaseResponse) ProtoMessage() {}
 
 func (x *ExportReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[17]
+	mi := &file_skein_release_v1_release_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +1503,7 @@ func (x *ExportReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportReleaseResponse.ProtoReflect.Descriptor instead.
 func (*ExportReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{17}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExportReleaseResponse) GetHead() []byte {
@@ -1394,7 +1532,7 @@ type ImportReleaseRequest struct {
 
 func (x *ImportReleaseRequest) Reset() {
 	*x = ImportReleaseRequest{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[18]
+	mi := &file_skein_release_v1_release_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1544,7 @@ func (x *ImportReleaseRequest) String() string {
 func (*ImportReleaseRequest) ProtoMessage() {}
 
 func (x *ImportReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[18]
+	mi := &file_skein_release_v1_release_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1557,7 @@ func (x *ImportReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReleaseRequest.ProtoReflect.Descriptor instead.
 func (*ImportReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{18}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ImportReleaseRequest) GetHeadDigest() string {
@@ -1453,7 +1591,7 @@ type ImportReleaseResponse struct {
 
 func (x *ImportReleaseResponse) Reset() {
 	*x = ImportReleaseResponse{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[19]
+	mi := &file_skein_release_v1_release_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1465,7 +1603,7 @@ func (x *ImportReleaseResponse) String() string {
 func (*ImportReleaseResponse) ProtoMessage() {}
 
 func (x *ImportReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[19]
+	mi := &file_skein_release_v1_release_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1478,7 +1616,7 @@ func (x *ImportReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReleaseResponse.ProtoReflect.Descriptor instead.
 func (*ImportReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{19}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ImportReleaseResponse) GetRelease() *Release {
@@ -1529,7 +1667,7 @@ type Publisher struct {
 
 func (x *Publisher) Reset() {
 	*x = Publisher{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[20]
+	mi := &file_skein_release_v1_release_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1541,7 +1679,7 @@ func (x *Publisher) String() string {
 func (*Publisher) ProtoMessage() {}
 
 func (x *Publisher) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[20]
+	mi := &file_skein_release_v1_release_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1554,7 +1692,7 @@ func (x *Publisher) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Publisher.ProtoReflect.Descriptor instead.
 func (*Publisher) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{20}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Publisher) GetName() string {
@@ -1595,7 +1733,7 @@ type AddPublisherRequest struct {
 
 func (x *AddPublisherRequest) Reset() {
 	*x = AddPublisherRequest{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[21]
+	mi := &file_skein_release_v1_release_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1607,7 +1745,7 @@ func (x *AddPublisherRequest) String() string {
 func (*AddPublisherRequest) ProtoMessage() {}
 
 func (x *AddPublisherRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[21]
+	mi := &file_skein_release_v1_release_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1620,7 +1758,7 @@ func (x *AddPublisherRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPublisherRequest.ProtoReflect.Descriptor instead.
 func (*AddPublisherRequest) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{21}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AddPublisherRequest) GetName() string {
@@ -1646,7 +1784,7 @@ type AddPublisherResponse struct {
 
 func (x *AddPublisherResponse) Reset() {
 	*x = AddPublisherResponse{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[22]
+	mi := &file_skein_release_v1_release_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +1796,7 @@ func (x *AddPublisherResponse) String() string {
 func (*AddPublisherResponse) ProtoMessage() {}
 
 func (x *AddPublisherResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[22]
+	mi := &file_skein_release_v1_release_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +1809,7 @@ func (x *AddPublisherResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddPublisherResponse.ProtoReflect.Descriptor instead.
 func (*AddPublisherResponse) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{22}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AddPublisherResponse) GetPublisher() *Publisher {
@@ -1689,7 +1827,7 @@ type ListPublishersRequest struct {
 
 func (x *ListPublishersRequest) Reset() {
 	*x = ListPublishersRequest{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[23]
+	mi := &file_skein_release_v1_release_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1701,7 +1839,7 @@ func (x *ListPublishersRequest) String() string {
 func (*ListPublishersRequest) ProtoMessage() {}
 
 func (x *ListPublishersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[23]
+	mi := &file_skein_release_v1_release_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1714,7 +1852,7 @@ func (x *ListPublishersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPublishersRequest.ProtoReflect.Descriptor instead.
 func (*ListPublishersRequest) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{23}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{24}
 }
 
 type ListPublishersResponse struct {
@@ -1728,7 +1866,7 @@ type ListPublishersResponse struct {
 
 func (x *ListPublishersResponse) Reset() {
 	*x = ListPublishersResponse{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[24]
+	mi := &file_skein_release_v1_release_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1878,7 @@ func (x *ListPublishersResponse) String() string {
 func (*ListPublishersResponse) ProtoMessage() {}
 
 func (x *ListPublishersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[24]
+	mi := &file_skein_release_v1_release_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1891,7 @@ func (x *ListPublishersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPublishersResponse.ProtoReflect.Descriptor instead.
 func (*ListPublishersResponse) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{24}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListPublishersResponse) GetPublishers() []*Publisher {
@@ -1779,7 +1917,7 @@ type RemovePublisherRequest struct {
 
 func (x *RemovePublisherRequest) Reset() {
 	*x = RemovePublisherRequest{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[25]
+	mi := &file_skein_release_v1_release_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1791,7 +1929,7 @@ func (x *RemovePublisherRequest) String() string {
 func (*RemovePublisherRequest) ProtoMessage() {}
 
 func (x *RemovePublisherRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[25]
+	mi := &file_skein_release_v1_release_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1804,7 +1942,7 @@ func (x *RemovePublisherRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePublisherRequest.ProtoReflect.Descriptor instead.
 func (*RemovePublisherRequest) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{25}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RemovePublisherRequest) GetName() string {
@@ -1822,7 +1960,7 @@ type RemovePublisherResponse struct {
 
 func (x *RemovePublisherResponse) Reset() {
 	*x = RemovePublisherResponse{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[26]
+	mi := &file_skein_release_v1_release_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1834,7 +1972,7 @@ func (x *RemovePublisherResponse) String() string {
 func (*RemovePublisherResponse) ProtoMessage() {}
 
 func (x *RemovePublisherResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[26]
+	mi := &file_skein_release_v1_release_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1847,7 +1985,7 @@ func (x *RemovePublisherResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePublisherResponse.ProtoReflect.Descriptor instead.
 func (*RemovePublisherResponse) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{26}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{27}
 }
 
 type ImportReceiptsRequest struct {
@@ -1859,7 +1997,7 @@ type ImportReceiptsRequest struct {
 
 func (x *ImportReceiptsRequest) Reset() {
 	*x = ImportReceiptsRequest{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[27]
+	mi := &file_skein_release_v1_release_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1871,7 +2009,7 @@ func (x *ImportReceiptsRequest) String() string {
 func (*ImportReceiptsRequest) ProtoMessage() {}
 
 func (x *ImportReceiptsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[27]
+	mi := &file_skein_release_v1_release_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1884,7 +2022,7 @@ func (x *ImportReceiptsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReceiptsRequest.ProtoReflect.Descriptor instead.
 func (*ImportReceiptsRequest) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{27}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ImportReceiptsRequest) GetReceipts() []*Receipt {
@@ -1905,7 +2043,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[28]
+	mi := &file_skein_release_v1_release_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +2055,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[28]
+	mi := &file_skein_release_v1_release_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +2068,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{28}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Receipt) GetDevice() string {
@@ -1956,7 +2094,7 @@ type ImportReceiptsResponse struct {
 
 func (x *ImportReceiptsResponse) Reset() {
 	*x = ImportReceiptsResponse{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[29]
+	mi := &file_skein_release_v1_release_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1968,7 +2106,7 @@ func (x *ImportReceiptsResponse) String() string {
 func (*ImportReceiptsResponse) ProtoMessage() {}
 
 func (x *ImportReceiptsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[29]
+	mi := &file_skein_release_v1_release_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1981,7 +2119,7 @@ func (x *ImportReceiptsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReceiptsResponse.ProtoReflect.Descriptor instead.
 func (*ImportReceiptsResponse) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{29}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ImportReceiptsResponse) GetResults() []*ReceiptResult {
@@ -2006,7 +2144,7 @@ type ReceiptResult struct {
 
 func (x *ReceiptResult) Reset() {
 	*x = ReceiptResult{}
-	mi := &file_skein_release_v1_release_proto_msgTypes[30]
+	mi := &file_skein_release_v1_release_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2018,7 +2156,7 @@ func (x *ReceiptResult) String() string {
 func (*ReceiptResult) ProtoMessage() {}
 
 func (x *ReceiptResult) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_release_v1_release_proto_msgTypes[30]
+	mi := &file_skein_release_v1_release_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2031,7 +2169,7 @@ func (x *ReceiptResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReceiptResult.ProtoReflect.Descriptor instead.
 func (*ReceiptResult) Descriptor() ([]byte, []int) {
-	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{30}
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ReceiptResult) GetDevice() string {
@@ -2062,6 +2200,359 @@ func (x *ReceiptResult) GetKnown() bool {
 	return false
 }
 
+type ListImagesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListImagesRequest) Reset() {
+	*x = ListImagesRequest{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListImagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListImagesRequest) ProtoMessage() {}
+
+func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
+func (*ListImagesRequest) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{32}
+}
+
+// Image is a container image in the registry.
+type Image struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Repository string                 `protobuf:"bytes,1,opt,name=repository,proto3" json:"repository,omitempty"`
+	Tag        string                 `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`
+	// Of the index, or of the only manifest.
+	Digest        string                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	Created       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created,proto3" json:"created,omitempty"`
+	Platforms     []*ImagePlatform       `protobuf:"bytes,5,rep,name=platforms,proto3" json:"platforms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Image) Reset() {
+	*x = Image{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Image) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Image) ProtoMessage() {}
+
+func (x *Image) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Image.ProtoReflect.Descriptor instead.
+func (*Image) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *Image) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
+}
+
+func (x *Image) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
+}
+
+func (x *Image) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Image) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *Image) GetPlatforms() []*ImagePlatform {
+	if x != nil {
+		return x.Platforms
+	}
+	return nil
+}
+
+// ImagePlatform is the image for one platform.
+type ImagePlatform struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Such as linux/arm64.
+	Platform       string `protobuf:"bytes,1,opt,name=platform,proto3" json:"platform,omitempty"`
+	ManifestDigest string `protobuf:"bytes,2,opt,name=manifest_digest,json=manifestDigest,proto3" json:"manifest_digest,omitempty"`
+	// Manifest, configuration and layers, as they travel.
+	Bytes  int64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Layers int32 `protobuf:"varint,4,opt,name=layers,proto3" json:"layers,omitempty"`
+	// The user that the image names; empty is root.
+	User    string   `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
+	Command []string `protobuf:"bytes,6,rep,name=command,proto3" json:"command,omitempty"`
+	// A blob of it is not here.
+	Incomplete    bool `protobuf:"varint,7,opt,name=incomplete,proto3" json:"incomplete,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImagePlatform) Reset() {
+	*x = ImagePlatform{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImagePlatform) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImagePlatform) ProtoMessage() {}
+
+func (x *ImagePlatform) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImagePlatform.ProtoReflect.Descriptor instead.
+func (*ImagePlatform) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ImagePlatform) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *ImagePlatform) GetManifestDigest() string {
+	if x != nil {
+		return x.ManifestDigest
+	}
+	return ""
+}
+
+func (x *ImagePlatform) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *ImagePlatform) GetLayers() int32 {
+	if x != nil {
+		return x.Layers
+	}
+	return 0
+}
+
+func (x *ImagePlatform) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ImagePlatform) GetCommand() []string {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+func (x *ImagePlatform) GetIncomplete() bool {
+	if x != nil {
+		return x.Incomplete
+	}
+	return false
+}
+
+type ListImagesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Images        []*Image               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListImagesResponse) Reset() {
+	*x = ListImagesResponse{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListImagesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListImagesResponse) ProtoMessage() {}
+
+func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
+func (*ListImagesResponse) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ListImagesResponse) GetImages() []*Image {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+type GetImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// REPOSITORY:TAG, REPOSITORY@DIGEST or a digest.
+	Image         string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetImageRequest) Reset() {
+	*x = GetImageRequest{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetImageRequest) ProtoMessage() {}
+
+func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
+func (*GetImageRequest) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *GetImageRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+type GetImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Image *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// Releases that hold it on some target, name@version.
+	Releases      []string `protobuf:"bytes,2,rep,name=releases,proto3" json:"releases,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetImageResponse) Reset() {
+	*x = GetImageResponse{}
+	mi := &file_skein_release_v1_release_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetImageResponse) ProtoMessage() {}
+
+func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_release_v1_release_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
+func (*GetImageResponse) Descriptor() ([]byte, []int) {
+	return file_skein_release_v1_release_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *GetImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *GetImageResponse) GetReleases() []string {
+	if x != nil {
+		return x.Releases
+	}
+	return nil
+}
+
 var File_skein_release_v1_release_proto protoreflect.FileDescriptor
 
 const file_skein_release_v1_release_proto_rawDesc = "" +
@@ -2076,7 +2567,7 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"\x0eTargetManifest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12'\n" +
 	"\x0fmanifest_digest\x18\x02 \x01(\tR\x0emanifestDigest\x12\x14\n" +
-	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"\xae\x04\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"\xf0\x04\n" +
 	"\aRelease\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -2098,7 +2589,17 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"\ragent_targets\x18< \x03(\tR\fagentTargets\x12\x1d\n" +
 	"\n" +
 	"os_targets\x18= \x03(\tR\tosTargets\x12\x18\n" +
-	"\apending\x18( \x01(\tR\apending\"\xad\x02\n" +
+	"\apending\x18( \x01(\tR\apending\x12@\n" +
+	"\tworkloads\x18\xb4\x01 \x03(\v2!.skein.release.v1.ReleaseWorkloadR\tworkloads\"\xed\x01\n" +
+	"\x0fReleaseWorkload\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x1a\n" +
+	"\bdocument\x18\x02 \x01(\tR\bdocument\x12\x16\n" +
+	"\x06server\x18\x03 \x01(\tR\x06server\x12!\n" +
+	"\fimage_digest\x18\x04 \x01(\tR\vimageDigest\x12'\n" +
+	"\x0fimage_reference\x18\x05 \x01(\tR\x0eimageReference\x12!\n" +
+	"\fimage_layers\x18\x06 \x01(\x05R\vimageLayers\x12\x1f\n" +
+	"\vimage_bytes\x18\a \x01(\x03R\n" +
+	"imageBytes\"\xe1\x02\n" +
 	"\x14CreateReleaseRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
@@ -2109,7 +2610,9 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"parameters\x12!\n" +
 	"\fsoak_seconds\x18\x06 \x01(\x03R\vsoakSeconds\x12\x12\n" +
 	"\x04auto\x18( \x01(\bR\x04auto\x128\n" +
-	"\amachine\x18< \x03(\v2\x1e.skein.release.v1.MachineLayerR\amachine\"\x8e\x01\n" +
+	"\amachine\x18< \x03(\v2\x1e.skein.release.v1.MachineLayerR\amachine\x12\x1b\n" +
+	"\bworkload\x18\xb4\x01 \x01(\fR\bworkload\x12\x15\n" +
+	"\x05image\x18\xb5\x01 \x01(\tR\x05image\"\x8e\x01\n" +
 	"\fMachineLayer\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12!\n" +
 	"\fagent_digest\x18\x02 \x01(\tR\vagentDigest\x12&\n" +
@@ -2123,7 +2626,7 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"\x11GetReleaseRequest\x12\x18\n" +
 	"\arelease\x18\x01 \x01(\tR\arelease\x12\x16\n" +
 	"\x06layers\x18\x02 \x01(\bR\x06layers\x12\x16\n" +
-	"\x06device\x18\x03 \x01(\tR\x06device\"\x9a\x02\n" +
+	"\x06device\x18\x03 \x01(\tR\x06device\"\xb1\x02\n" +
 	"\x05Layer\x12\x14\n" +
 	"\x05title\x18\x01 \x01(\tR\x05title\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x14\n" +
@@ -2134,7 +2637,8 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"\fshared_bytes\x18\x06 \x01(\x03R\vsharedBytes\x126\n" +
 	"\apatches\x18\a \x03(\v2\x1c.skein.release.v1.LayerPatchR\apatches\x12\x10\n" +
 	"\x03way\x18\b \x01(\tR\x03way\x12'\n" +
-	"\x0fpredicted_bytes\x18\t \x01(\x03R\x0epredictedBytes\"W\n" +
+	"\x0fpredicted_bytes\x18\t \x01(\x03R\x0epredictedBytes\x12\x15\n" +
+	"\x05image\x18\xb4\x01 \x01(\bR\x05image\"W\n" +
 	"\n" +
 	"LayerPatch\x12\x1f\n" +
 	"\vbase_digest\x18\x01 \x01(\tR\n" +
@@ -2223,7 +2727,33 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12\x18\n" +
 	"\arunning\x18\x03 \x01(\tR\arunning\x12\x14\n" +
-	"\x05known\x18\x04 \x01(\bR\x05known2\xea\a\n" +
+	"\x05known\x18\x04 \x01(\bR\x05known\"\x13\n" +
+	"\x11ListImagesRequest\"\xc6\x01\n" +
+	"\x05Image\x12\x1e\n" +
+	"\n" +
+	"repository\x18\x01 \x01(\tR\n" +
+	"repository\x12\x10\n" +
+	"\x03tag\x18\x02 \x01(\tR\x03tag\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x124\n" +
+	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12=\n" +
+	"\tplatforms\x18\x05 \x03(\v2\x1f.skein.release.v1.ImagePlatformR\tplatforms\"\xd0\x01\n" +
+	"\rImagePlatform\x12\x1a\n" +
+	"\bplatform\x18\x01 \x01(\tR\bplatform\x12'\n" +
+	"\x0fmanifest_digest\x18\x02 \x01(\tR\x0emanifestDigest\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06layers\x18\x04 \x01(\x05R\x06layers\x12\x12\n" +
+	"\x04user\x18\x05 \x01(\tR\x04user\x12\x18\n" +
+	"\acommand\x18\x06 \x03(\tR\acommand\x12\x1e\n" +
+	"\n" +
+	"incomplete\x18\a \x01(\bR\n" +
+	"incomplete\"E\n" +
+	"\x12ListImagesResponse\x12/\n" +
+	"\x06images\x18\x01 \x03(\v2\x17.skein.release.v1.ImageR\x06images\"'\n" +
+	"\x0fGetImageRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\"]\n" +
+	"\x10GetImageResponse\x12-\n" +
+	"\x05image\x18\x01 \x01(\v2\x17.skein.release.v1.ImageR\x05image\x12\x1a\n" +
+	"\breleases\x18\x02 \x03(\tR\breleases2\x96\t\n" +
 	"\x0eReleaseService\x12`\n" +
 	"\rCreateRelease\x12&.skein.release.v1.CreateReleaseRequest\x1a'.skein.release.v1.CreateReleaseResponse\x12]\n" +
 	"\fListReleases\x12%.skein.release.v1.ListReleasesRequest\x1a&.skein.release.v1.ListReleasesResponse\x12W\n" +
@@ -2235,7 +2765,10 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"\fAddPublisher\x12%.skein.release.v1.AddPublisherRequest\x1a&.skein.release.v1.AddPublisherResponse\x12c\n" +
 	"\x0eListPublishers\x12'.skein.release.v1.ListPublishersRequest\x1a(.skein.release.v1.ListPublishersResponse\x12f\n" +
 	"\x0fRemovePublisher\x12(.skein.release.v1.RemovePublisherRequest\x1a).skein.release.v1.RemovePublisherResponse\x12c\n" +
-	"\x0eImportReceipts\x12'.skein.release.v1.ImportReceiptsRequest\x1a(.skein.release.v1.ImportReceiptsResponseB\xc9\x01\n" +
+	"\x0eImportReceipts\x12'.skein.release.v1.ImportReceiptsRequest\x1a(.skein.release.v1.ImportReceiptsResponse\x12W\n" +
+	"\n" +
+	"ListImages\x12#.skein.release.v1.ListImagesRequest\x1a$.skein.release.v1.ListImagesResponse\x12Q\n" +
+	"\bGetImage\x12!.skein.release.v1.GetImageRequest\x1a\".skein.release.v1.GetImageResponseB\xc9\x01\n" +
 	"\x14com.skein.release.v1B\fReleaseProtoP\x01ZAgithub.com/skein-fleet/skein/proto/gen/skein/release/v1;releasev1\xa2\x02\x03SRX\xaa\x02\x10Skein.Release.V1\xca\x02\x10Skein\\Release\\V1\xe2\x02\x1cSkein\\Release\\V1\\GPBMetadata\xea\x02\x12Skein::Release::V1b\x06proto3"
 
 var (
@@ -2250,86 +2783,102 @@ func file_skein_release_v1_release_proto_rawDescGZIP() []byte {
 	return file_skein_release_v1_release_proto_rawDescData
 }
 
-var file_skein_release_v1_release_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_skein_release_v1_release_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_skein_release_v1_release_proto_goTypes = []any{
 	(*ParameterDeclaration)(nil),     // 0: skein.release.v1.ParameterDeclaration
 	(*TargetManifest)(nil),           // 1: skein.release.v1.TargetManifest
 	(*Release)(nil),                  // 2: skein.release.v1.Release
-	(*CreateReleaseRequest)(nil),     // 3: skein.release.v1.CreateReleaseRequest
-	(*MachineLayer)(nil),             // 4: skein.release.v1.MachineLayer
-	(*CreateReleaseResponse)(nil),    // 5: skein.release.v1.CreateReleaseResponse
-	(*ListReleasesRequest)(nil),      // 6: skein.release.v1.ListReleasesRequest
-	(*ListReleasesResponse)(nil),     // 7: skein.release.v1.ListReleasesResponse
-	(*GetReleaseRequest)(nil),        // 8: skein.release.v1.GetReleaseRequest
-	(*Layer)(nil),                    // 9: skein.release.v1.Layer
-	(*LayerPatch)(nil),               // 10: skein.release.v1.LayerPatch
-	(*Transfer)(nil),                 // 11: skein.release.v1.Transfer
-	(*GetReleaseResponse)(nil),       // 12: skein.release.v1.GetReleaseResponse
-	(*ListAttestationsRequest)(nil),  // 13: skein.release.v1.ListAttestationsRequest
-	(*Attestation)(nil),              // 14: skein.release.v1.Attestation
-	(*ListAttestationsResponse)(nil), // 15: skein.release.v1.ListAttestationsResponse
-	(*ExportReleaseRequest)(nil),     // 16: skein.release.v1.ExportReleaseRequest
-	(*ExportReleaseResponse)(nil),    // 17: skein.release.v1.ExportReleaseResponse
-	(*ImportReleaseRequest)(nil),     // 18: skein.release.v1.ImportReleaseRequest
-	(*ImportReleaseResponse)(nil),    // 19: skein.release.v1.ImportReleaseResponse
-	(*Publisher)(nil),                // 20: skein.release.v1.Publisher
-	(*AddPublisherRequest)(nil),      // 21: skein.release.v1.AddPublisherRequest
-	(*AddPublisherResponse)(nil),     // 22: skein.release.v1.AddPublisherResponse
-	(*ListPublishersRequest)(nil),    // 23: skein.release.v1.ListPublishersRequest
-	(*ListPublishersResponse)(nil),   // 24: skein.release.v1.ListPublishersResponse
-	(*RemovePublisherRequest)(nil),   // 25: skein.release.v1.RemovePublisherRequest
-	(*RemovePublisherResponse)(nil),  // 26: skein.release.v1.RemovePublisherResponse
-	(*ImportReceiptsRequest)(nil),    // 27: skein.release.v1.ImportReceiptsRequest
-	(*Receipt)(nil),                  // 28: skein.release.v1.Receipt
-	(*ImportReceiptsResponse)(nil),   // 29: skein.release.v1.ImportReceiptsResponse
-	(*ReceiptResult)(nil),            // 30: skein.release.v1.ReceiptResult
-	(*timestamppb.Timestamp)(nil),    // 31: google.protobuf.Timestamp
+	(*ReleaseWorkload)(nil),          // 3: skein.release.v1.ReleaseWorkload
+	(*CreateReleaseRequest)(nil),     // 4: skein.release.v1.CreateReleaseRequest
+	(*MachineLayer)(nil),             // 5: skein.release.v1.MachineLayer
+	(*CreateReleaseResponse)(nil),    // 6: skein.release.v1.CreateReleaseResponse
+	(*ListReleasesRequest)(nil),      // 7: skein.release.v1.ListReleasesRequest
+	(*ListReleasesResponse)(nil),     // 8: skein.release.v1.ListReleasesResponse
+	(*GetReleaseRequest)(nil),        // 9: skein.release.v1.GetReleaseRequest
+	(*Layer)(nil),                    // 10: skein.release.v1.Layer
+	(*LayerPatch)(nil),               // 11: skein.release.v1.LayerPatch
+	(*Transfer)(nil),                 // 12: skein.release.v1.Transfer
+	(*GetReleaseResponse)(nil),       // 13: skein.release.v1.GetReleaseResponse
+	(*ListAttestationsRequest)(nil),  // 14: skein.release.v1.ListAttestationsRequest
+	(*Attestation)(nil),              // 15: skein.release.v1.Attestation
+	(*ListAttestationsResponse)(nil), // 16: skein.release.v1.ListAttestationsResponse
+	(*ExportReleaseRequest)(nil),     // 17: skein.release.v1.ExportReleaseRequest
+	(*ExportReleaseResponse)(nil),    // 18: skein.release.v1.ExportReleaseResponse
+	(*ImportReleaseRequest)(nil),     // 19: skein.release.v1.ImportReleaseRequest
+	(*ImportReleaseResponse)(nil),    // 20: skein.release.v1.ImportReleaseResponse
+	(*Publisher)(nil),                // 21: skein.release.v1.Publisher
+	(*AddPublisherRequest)(nil),      // 22: skein.release.v1.AddPublisherRequest
+	(*AddPublisherResponse)(nil),     // 23: skein.release.v1.AddPublisherResponse
+	(*ListPublishersRequest)(nil),    // 24: skein.release.v1.ListPublishersRequest
+	(*ListPublishersResponse)(nil),   // 25: skein.release.v1.ListPublishersResponse
+	(*RemovePublisherRequest)(nil),   // 26: skein.release.v1.RemovePublisherRequest
+	(*RemovePublisherResponse)(nil),  // 27: skein.release.v1.RemovePublisherResponse
+	(*ImportReceiptsRequest)(nil),    // 28: skein.release.v1.ImportReceiptsRequest
+	(*Receipt)(nil),                  // 29: skein.release.v1.Receipt
+	(*ImportReceiptsResponse)(nil),   // 30: skein.release.v1.ImportReceiptsResponse
+	(*ReceiptResult)(nil),            // 31: skein.release.v1.ReceiptResult
+	(*ListImagesRequest)(nil),        // 32: skein.release.v1.ListImagesRequest
+	(*Image)(nil),                    // 33: skein.release.v1.Image
+	(*ImagePlatform)(nil),            // 34: skein.release.v1.ImagePlatform
+	(*ListImagesResponse)(nil),       // 35: skein.release.v1.ListImagesResponse
+	(*GetImageRequest)(nil),          // 36: skein.release.v1.GetImageRequest
+	(*GetImageResponse)(nil),         // 37: skein.release.v1.GetImageResponse
+	(*timestamppb.Timestamp)(nil),    // 38: google.protobuf.Timestamp
 }
 var file_skein_release_v1_release_proto_depIdxs = []int32{
 	1,  // 0: skein.release.v1.Release.targets:type_name -> skein.release.v1.TargetManifest
 	0,  // 1: skein.release.v1.Release.parameters:type_name -> skein.release.v1.ParameterDeclaration
-	31, // 2: skein.release.v1.Release.created:type_name -> google.protobuf.Timestamp
-	0,  // 3: skein.release.v1.CreateReleaseRequest.parameters:type_name -> skein.release.v1.ParameterDeclaration
-	4,  // 4: skein.release.v1.CreateReleaseRequest.machine:type_name -> skein.release.v1.MachineLayer
-	2,  // 5: skein.release.v1.CreateReleaseResponse.release:type_name -> skein.release.v1.Release
-	2,  // 6: skein.release.v1.ListReleasesResponse.releases:type_name -> skein.release.v1.Release
-	10, // 7: skein.release.v1.Layer.patches:type_name -> skein.release.v1.LayerPatch
-	2,  // 8: skein.release.v1.GetReleaseResponse.release:type_name -> skein.release.v1.Release
-	9,  // 9: skein.release.v1.GetReleaseResponse.layers:type_name -> skein.release.v1.Layer
-	11, // 10: skein.release.v1.GetReleaseResponse.transfer:type_name -> skein.release.v1.Transfer
-	31, // 11: skein.release.v1.Attestation.created:type_name -> google.protobuf.Timestamp
-	14, // 12: skein.release.v1.ListAttestationsResponse.attestations:type_name -> skein.release.v1.Attestation
-	2,  // 13: skein.release.v1.ImportReleaseResponse.release:type_name -> skein.release.v1.Release
-	31, // 14: skein.release.v1.Publisher.added:type_name -> google.protobuf.Timestamp
-	20, // 15: skein.release.v1.AddPublisherResponse.publisher:type_name -> skein.release.v1.Publisher
-	20, // 16: skein.release.v1.ListPublishersResponse.publishers:type_name -> skein.release.v1.Publisher
-	28, // 17: skein.release.v1.ImportReceiptsRequest.receipts:type_name -> skein.release.v1.Receipt
-	30, // 18: skein.release.v1.ImportReceiptsResponse.results:type_name -> skein.release.v1.ReceiptResult
-	3,  // 19: skein.release.v1.ReleaseService.CreateRelease:input_type -> skein.release.v1.CreateReleaseRequest
-	6,  // 20: skein.release.v1.ReleaseService.ListReleases:input_type -> skein.release.v1.ListReleasesRequest
-	8,  // 21: skein.release.v1.ReleaseService.GetRelease:input_type -> skein.release.v1.GetReleaseRequest
-	13, // 22: skein.release.v1.ReleaseService.ListAttestations:input_type -> skein.release.v1.ListAttestationsRequest
-	16, // 23: skein.release.v1.ReleaseService.ExportRelease:input_type -> skein.release.v1.ExportReleaseRequest
-	18, // 24: skein.release.v1.ReleaseService.ImportRelease:input_type -> skein.release.v1.ImportReleaseRequest
-	21, // 25: skein.release.v1.ReleaseService.AddPublisher:input_type -> skein.release.v1.AddPublisherRequest
-	23, // 26: skein.release.v1.ReleaseService.ListPublishers:input_type -> skein.release.v1.ListPublishersRequest
-	25, // 27: skein.release.v1.ReleaseService.RemovePublisher:input_type -> skein.release.v1.RemovePublisherRequest
-	27, // 28: skein.release.v1.ReleaseService.ImportReceipts:input_type -> skein.release.v1.ImportReceiptsRequest
-	5,  // 29: skein.release.v1.ReleaseService.CreateRelease:output_type -> skein.release.v1.CreateReleaseResponse
-	7,  // 30: skein.release.v1.ReleaseService.ListReleases:output_type -> skein.release.v1.ListReleasesResponse
-	12, // 31: skein.release.v1.ReleaseService.GetRelease:output_type -> skein.release.v1.GetReleaseResponse
-	15, // 32: skein.release.v1.ReleaseService.ListAttestations:output_type -> skein.release.v1.ListAttestationsResponse
-	17, // 33: skein.release.v1.ReleaseService.ExportRelease:output_type -> skein.release.v1.ExportReleaseResponse
-	19, // 34: skein.release.v1.ReleaseService.ImportRelease:output_type -> skein.release.v1.ImportReleaseResponse
-	22, // 35: skein.release.v1.ReleaseService.AddPublisher:output_type -> skein.release.v1.AddPublisherResponse
-	24, // 36: skein.release.v1.ReleaseService.ListPublishers:output_type -> skein.release.v1.ListPublishersResponse
-	26, // 37: skein.release.v1.ReleaseService.RemovePublisher:output_type -> skein.release.v1.RemovePublisherResponse
-	29, // 38: skein.release.v1.ReleaseService.ImportReceipts:output_type -> skein.release.v1.ImportReceiptsResponse
-	29, // [29:39] is the sub-list for method output_type
-	19, // [19:29] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	38, // 2: skein.release.v1.Release.created:type_name -> google.protobuf.Timestamp
+	3,  // 3: skein.release.v1.Release.workloads:type_name -> skein.release.v1.ReleaseWorkload
+	0,  // 4: skein.release.v1.CreateReleaseRequest.parameters:type_name -> skein.release.v1.ParameterDeclaration
+	5,  // 5: skein.release.v1.CreateReleaseRequest.machine:type_name -> skein.release.v1.MachineLayer
+	2,  // 6: skein.release.v1.CreateReleaseResponse.release:type_name -> skein.release.v1.Release
+	2,  // 7: skein.release.v1.ListReleasesResponse.releases:type_name -> skein.release.v1.Release
+	11, // 8: skein.release.v1.Layer.patches:type_name -> skein.release.v1.LayerPatch
+	2,  // 9: skein.release.v1.GetReleaseResponse.release:type_name -> skein.release.v1.Release
+	10, // 10: skein.release.v1.GetReleaseResponse.layers:type_name -> skein.release.v1.Layer
+	12, // 11: skein.release.v1.GetReleaseResponse.transfer:type_name -> skein.release.v1.Transfer
+	38, // 12: skein.release.v1.Attestation.created:type_name -> google.protobuf.Timestamp
+	15, // 13: skein.release.v1.ListAttestationsResponse.attestations:type_name -> skein.release.v1.Attestation
+	2,  // 14: skein.release.v1.ImportReleaseResponse.release:type_name -> skein.release.v1.Release
+	38, // 15: skein.release.v1.Publisher.added:type_name -> google.protobuf.Timestamp
+	21, // 16: skein.release.v1.AddPublisherResponse.publisher:type_name -> skein.release.v1.Publisher
+	21, // 17: skein.release.v1.ListPublishersResponse.publishers:type_name -> skein.release.v1.Publisher
+	29, // 18: skein.release.v1.ImportReceiptsRequest.receipts:type_name -> skein.release.v1.Receipt
+	31, // 19: skein.release.v1.ImportReceiptsResponse.results:type_name -> skein.release.v1.ReceiptResult
+	38, // 20: skein.release.v1.Image.created:type_name -> google.protobuf.Timestamp
+	34, // 21: skein.release.v1.Image.platforms:type_name -> skein.release.v1.ImagePlatform
+	33, // 22: skein.release.v1.ListImagesResponse.images:type_name -> skein.release.v1.Image
+	33, // 23: skein.release.v1.GetImageResponse.image:type_name -> skein.release.v1.Image
+	4,  // 24: skein.release.v1.ReleaseService.CreateRelease:input_type -> skein.release.v1.CreateReleaseRequest
+	7,  // 25: skein.release.v1.ReleaseService.ListReleases:input_type -> skein.release.v1.ListReleasesRequest
+	9,  // 26: skein.release.v1.ReleaseService.GetRelease:input_type -> skein.release.v1.GetReleaseRequest
+	14, // 27: skein.release.v1.ReleaseService.ListAttestations:input_type -> skein.release.v1.ListAttestationsRequest
+	17, // 28: skein.release.v1.ReleaseService.ExportRelease:input_type -> skein.release.v1.ExportReleaseRequest
+	19, // 29: skein.release.v1.ReleaseService.ImportRelease:input_type -> skein.release.v1.ImportReleaseRequest
+	22, // 30: skein.release.v1.ReleaseService.AddPublisher:input_type -> skein.release.v1.AddPublisherRequest
+	24, // 31: skein.release.v1.ReleaseService.ListPublishers:input_type -> skein.release.v1.ListPublishersRequest
+	26, // 32: skein.release.v1.ReleaseService.RemovePublisher:input_type -> skein.release.v1.RemovePublisherRequest
+	28, // 33: skein.release.v1.ReleaseService.ImportReceipts:input_type -> skein.release.v1.ImportReceiptsRequest
+	32, // 34: skein.release.v1.ReleaseService.ListImages:input_type -> skein.release.v1.ListImagesRequest
+	36, // 35: skein.release.v1.ReleaseService.GetImage:input_type -> skein.release.v1.GetImageRequest
+	6,  // 36: skein.release.v1.ReleaseService.CreateRelease:output_type -> skein.release.v1.CreateReleaseResponse
+	8,  // 37: skein.release.v1.ReleaseService.ListReleases:output_type -> skein.release.v1.ListReleasesResponse
+	13, // 38: skein.release.v1.ReleaseService.GetRelease:output_type -> skein.release.v1.GetReleaseResponse
+	16, // 39: skein.release.v1.ReleaseService.ListAttestations:output_type -> skein.release.v1.ListAttestationsResponse
+	18, // 40: skein.release.v1.ReleaseService.ExportRelease:output_type -> skein.release.v1.ExportReleaseResponse
+	20, // 41: skein.release.v1.ReleaseService.ImportRelease:output_type -> skein.release.v1.ImportReleaseResponse
+	23, // 42: skein.release.v1.ReleaseService.AddPublisher:output_type -> skein.release.v1.AddPublisherResponse
+	25, // 43: skein.release.v1.ReleaseService.ListPublishers:output_type -> skein.release.v1.ListPublishersResponse
+	27, // 44: skein.release.v1.ReleaseService.RemovePublisher:output_type -> skein.release.v1.RemovePublisherResponse
+	30, // 45: skein.release.v1.ReleaseService.ImportReceipts:output_type -> skein.release.v1.ImportReceiptsResponse
+	35, // 46: skein.release.v1.ReleaseService.ListImages:output_type -> skein.release.v1.ListImagesResponse
+	37, // 47: skein.release.v1.ReleaseService.GetImage:output_type -> skein.release.v1.GetImageResponse
+	36, // [36:48] is the sub-list for method output_type
+	24, // [24:36] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_skein_release_v1_release_proto_init() }
@@ -2343,7 +2892,7 @@ func file_skein_release_v1_release_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skein_release_v1_release_proto_rawDesc), len(file_skein_release_v1_release_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -64,6 +64,11 @@ const (
 	// ReleaseServiceImportReceiptsProcedure is the fully-qualified name of the ReleaseService's
 	// ImportReceipts RPC.
 	ReleaseServiceImportReceiptsProcedure = "/skein.release.v1.ReleaseService/ImportReceipts"
+	// ReleaseServiceListImagesProcedure is the fully-qualified name of the ReleaseService's ListImages
+	// RPC.
+	ReleaseServiceListImagesProcedure = "/skein.release.v1.ReleaseService/ListImages"
+	// ReleaseServiceGetImageProcedure is the fully-qualified name of the ReleaseService's GetImage RPC.
+	ReleaseServiceGetImageProcedure = "/skein.release.v1.ReleaseService/GetImage"
 )
 
 // ReleaseServiceClient is a client for the skein.release.v1.ReleaseService service.
@@ -85,6 +90,11 @@ type ReleaseServiceClient interface {
 	RemovePublisher(context.Context, *v1.RemovePublisherRequest) (*v1.RemovePublisherResponse, error)
 	// ImportReceipts takes the signed reports that devices left on a stick.
 	ImportReceipts(context.Context, *v1.ImportReceiptsRequest) (*v1.ImportReceiptsResponse, error)
+	// ListImages lists the container images in the registry, which `skein image
+	// push`, docker, crane and oras push to.
+	ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error)
+	// GetImage shows what an image consists of, by platform.
+	GetImage(context.Context, *v1.GetImageRequest) (*v1.GetImageResponse, error)
 }
 
 // NewReleaseServiceClient constructs a client for the skein.release.v1.ReleaseService service. By
@@ -158,6 +168,18 @@ func NewReleaseServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(releaseServiceMethods.ByName("ImportReceipts")),
 			connect.WithClientOptions(opts...),
 		),
+		listImages: connect.NewClient[v1.ListImagesRequest, v1.ListImagesResponse](
+			httpClient,
+			baseURL+ReleaseServiceListImagesProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("ListImages")),
+			connect.WithClientOptions(opts...),
+		),
+		getImage: connect.NewClient[v1.GetImageRequest, v1.GetImageResponse](
+			httpClient,
+			baseURL+ReleaseServiceGetImageProcedure,
+			connect.WithSchema(releaseServiceMethods.ByName("GetImage")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -173,6 +195,8 @@ type releaseServiceClient struct {
 	listPublishers   *connect.Client[v1.ListPublishersRequest, v1.ListPublishersResponse]
 	removePublisher  *connect.Client[v1.RemovePublisherRequest, v1.RemovePublisherResponse]
 	importReceipts   *connect.Client[v1.ImportReceiptsRequest, v1.ImportReceiptsResponse]
+	listImages       *connect.Client[v1.ListImagesRequest, v1.ListImagesResponse]
+	getImage         *connect.Client[v1.GetImageRequest, v1.GetImageResponse]
 }
 
 // CreateRelease calls skein.release.v1.ReleaseService.CreateRelease.
@@ -265,6 +289,24 @@ func (c *releaseServiceClient) ImportReceipts(ctx context.Context, req *v1.Impor
 	return nil, err
 }
 
+// ListImages calls skein.release.v1.ReleaseService.ListImages.
+func (c *releaseServiceClient) ListImages(ctx context.Context, req *v1.ListImagesRequest) (*v1.ListImagesResponse, error) {
+	response, err := c.listImages.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetImage calls skein.release.v1.ReleaseService.GetImage.
+func (c *releaseServiceClient) GetImage(ctx context.Context, req *v1.GetImageRequest) (*v1.GetImageResponse, error) {
+	response, err := c.getImage.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ReleaseServiceHandler is an implementation of the skein.release.v1.ReleaseService service.
 type ReleaseServiceHandler interface {
 	// CreateRelease writes the OCI index, lists it in the TUF targets and signs.
@@ -284,6 +326,11 @@ type ReleaseServiceHandler interface {
 	RemovePublisher(context.Context, *v1.RemovePublisherRequest) (*v1.RemovePublisherResponse, error)
 	// ImportReceipts takes the signed reports that devices left on a stick.
 	ImportReceipts(context.Context, *v1.ImportReceiptsRequest) (*v1.ImportReceiptsResponse, error)
+	// ListImages lists the container images in the registry, which `skein image
+	// push`, docker, crane and oras push to.
+	ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error)
+	// GetImage shows what an image consists of, by platform.
+	GetImage(context.Context, *v1.GetImageRequest) (*v1.GetImageResponse, error)
 }
 
 // NewReleaseServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -353,6 +400,18 @@ func NewReleaseServiceHandler(svc ReleaseServiceHandler, opts ...connect.Handler
 		connect.WithSchema(releaseServiceMethods.ByName("ImportReceipts")),
 		connect.WithHandlerOptions(opts...),
 	)
+	releaseServiceListImagesHandler := connect.NewUnaryHandlerSimple(
+		ReleaseServiceListImagesProcedure,
+		svc.ListImages,
+		connect.WithSchema(releaseServiceMethods.ByName("ListImages")),
+		connect.WithHandlerOptions(opts...),
+	)
+	releaseServiceGetImageHandler := connect.NewUnaryHandlerSimple(
+		ReleaseServiceGetImageProcedure,
+		svc.GetImage,
+		connect.WithSchema(releaseServiceMethods.ByName("GetImage")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/skein.release.v1.ReleaseService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ReleaseServiceCreateReleaseProcedure:
@@ -375,6 +434,10 @@ func NewReleaseServiceHandler(svc ReleaseServiceHandler, opts ...connect.Handler
 			releaseServiceRemovePublisherHandler.ServeHTTP(w, r)
 		case ReleaseServiceImportReceiptsProcedure:
 			releaseServiceImportReceiptsHandler.ServeHTTP(w, r)
+		case ReleaseServiceListImagesProcedure:
+			releaseServiceListImagesHandler.ServeHTTP(w, r)
+		case ReleaseServiceGetImageProcedure:
+			releaseServiceGetImageHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -422,4 +485,12 @@ func (UnimplementedReleaseServiceHandler) RemovePublisher(context.Context, *v1.R
 
 func (UnimplementedReleaseServiceHandler) ImportReceipts(context.Context, *v1.ImportReceiptsRequest) (*v1.ImportReceiptsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.release.v1.ReleaseService.ImportReceipts is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.release.v1.ReleaseService.ListImages is not implemented"))
+}
+
+func (UnimplementedReleaseServiceHandler) GetImage(context.Context, *v1.GetImageRequest) (*v1.GetImageResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.release.v1.ReleaseService.GetImage is not implemented"))
 }

@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file skein/release/v1/release.proto.
  */
 export const file_skein_release_v1_release: GenFile = /*@__PURE__*/
-  fileDesc("Ch5za2Vpbi9yZWxlYXNlL3YxL3JlbGVhc2UucHJvdG8SEHNrZWluLnJlbGVhc2UudjEiaQoUUGFyYW1ldGVyRGVjbGFyYXRpb24SCwoDa2V5GAEgASgJEgwKBHR5cGUYAiABKAkSEAoIcmVxdWlyZWQYAyABKAgSDwoHZGVmYXVsdBgEIAEoCRITCgtkZXNjcmlwdGlvbhgFIAEoCSJICg5UYXJnZXRNYW5pZmVzdBIOCgZ0YXJnZXQYASABKAkSFwoPbWFuaWZlc3RfZGlnZXN0GAIgASgJEg0KBWJ5dGVzGAMgASgDIpEDCgdSZWxlYXNlEg4KBmRpZ2VzdBgBIAEoCRIMCgRuYW1lGAIgASgJEg8KB3ZlcnNpb24YAyABKAkSDwoHY291bnRlchgEIAEoBBINCgVtb2RlbBgFIAEoCRIVCg1tb2RlbF92ZXJzaW9uGAYgASgDEjEKB3RhcmdldHMYByADKAsyIC5za2Vpbi5yZWxlYXNlLnYxLlRhcmdldE1hbmlmZXN0EjoKCnBhcmFtZXRlcnMYCCADKAsyJi5za2Vpbi5yZWxlYXNlLnYxLlBhcmFtZXRlckRlY2xhcmF0aW9uEg0KBWJ5dGVzGAkgASgDEisKB2NyZWF0ZWQYCiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmNyZWF0ZWRfYnkYCyABKAkSFAoMc29ha19zZWNvbmRzGAwgASgDEg8KB3J1bm5pbmcYDSABKAUSFQoNYWdlbnRfdGFyZ2V0cxg8IAMoCRISCgpvc190YXJnZXRzGD0gAygJEg8KB3BlbmRpbmcYKCABKAki5gEKFENyZWF0ZVJlbGVhc2VSZXF1ZXN0EgwKBG5hbWUYASABKAkSDwoHdmVyc2lvbhgCIAEoCRINCgVtb2RlbBgDIAEoCRIPCgd0YXJnZXRzGAQgAygJEjoKCnBhcmFtZXRlcnMYBSADKAsyJi5za2Vpbi5yZWxlYXNlLnYxLlBhcmFtZXRlckRlY2xhcmF0aW9uEhQKDHNvYWtfc2Vjb25kcxgGIAEoAxIMCgRhdXRvGCggASgIEi8KB21hY2hpbmUYPCADKAsyHi5za2Vpbi5yZWxlYXNlLnYxLk1hY2hpbmVMYXllciJgCgxNYWNoaW5lTGF5ZXISDgoGdGFyZ2V0GAEgASgJEhQKDGFnZW50X2RpZ2VzdBgCIAEoCRIXCg9vc19pbWFnZV9kaWdlc3QYAyABKAkSEQoJb3NfdGFyZ2V0GAQgASgJIkMKFUNyZWF0ZVJlbGVhc2VSZXNwb25zZRIqCgdyZWxlYXNlGAEgASgLMhkuc2tlaW4ucmVsZWFzZS52MS5SZWxlYXNlIhUKE0xpc3RSZWxlYXNlc1JlcXVlc3QiQwoUTGlzdFJlbGVhc2VzUmVzcG9uc2USKwoIcmVsZWFzZXMYASADKAsyGS5za2Vpbi5yZWxlYXNlLnYxLlJlbGVhc2UiRAoRR2V0UmVsZWFzZVJlcXVlc3QSDwoHcmVsZWFzZRgBIAEoCRIOCgZsYXllcnMYAiABKAgSDgoGZGV2aWNlGAMgASgJIsUBCgVMYXllchINCgV0aXRsZRgBIAEoCRIOCgZkaWdlc3QYAiABKAkSDQoFYnl0ZXMYAyABKAMSDgoGY2h1bmtzGAQgASgFEhMKC2luZGV4X2J5dGVzGAUgASgDEhQKDHNoYXJlZF9ieXRlcxgGIAEoAxItCgdwYXRjaGVzGAcgAygLMhwuc2tlaW4ucmVsZWFzZS52MS5MYXllclBhdGNoEgsKA3dheRgIIAEoCRIXCg9wcmVkaWN0ZWRfYnl0ZXMYCSABKAMiPgoKTGF5ZXJQYXRjaBITCgtiYXNlX2RpZ2VzdBgBIAEoCRIMCgRraW5kGAIgASgJEg0KBWJ5dGVzGAMgASgDIoYBCghUcmFuc2ZlchIRCglkZXZpY2VfaWQYASABKAkSEwoLZGV2aWNlX25hbWUYAiABKAkSFAoMZnJvbV9yZWxlYXNlGAMgASgJEhcKD3ByZWRpY3RlZF9ieXRlcxgEIAEoAxIMCgR0b2xkGAUgASgJEhUKDWZldGNoZWRfYnl0ZXMYBiABKAMitgEKEkdldFJlbGVhc2VSZXNwb25zZRIqCgdyZWxlYXNlGAEgASgLMhkuc2tlaW4ucmVsZWFzZS52MS5SZWxlYXNlEg0KBWluZGV4GAIgASgMEicKBmxheWVycxgDIAMoCzIXLnNrZWluLnJlbGVhc2UudjEuTGF5ZXISDgoGYmVmb3JlGAQgASgJEiwKCHRyYW5zZmVyGAUgASgLMhouc2tlaW4ucmVsZWFzZS52MS5UcmFuc2ZlciIqChdMaXN0QXR0ZXN0YXRpb25zUmVxdWVzdBIPCgdyZWxlYXNlGAEgASgJIssBCgtBdHRlc3RhdGlvbhIXCg9tYW5pZmVzdF9kaWdlc3QYASABKAkSFQoNYXJ0aWZhY3RfdHlwZRgCIAEoCRIWCg5wcmVkaWNhdGVfdHlwZRgDIAEoCRISCgpidWlsZF90eXBlGAQgASgJEhcKD2RvY3VtZW50X2RpZ2VzdBgFIAEoCRINCgVieXRlcxgGIAEoAxILCgNvd24YByABKAgSKwoHY3JlYXRlZBgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAicwoYTGlzdEF0dGVzdGF0aW9uc1Jlc3BvbnNlEjMKDGF0dGVzdGF0aW9ucxgBIAMoCzIdLnNrZWluLnJlbGVhc2UudjEuQXR0ZXN0YXRpb24SDgoGdGFyZ2V0GAIgASgJEhIKCnJlcG9zaXRvcnkYAyABKAkibwoURXhwb3J0UmVsZWFzZVJlcXVlc3QSDwoHcmVsZWFzZRgBIAEoCRIPCgd0YXJnZXRzGAIgAygJEg8KB2RldmljZXMYAyADKAkSEQoJc2VsZWN0b3JzGAQgAygJEhEKCXJvb3RfZnJvbRgFIAEoAyI2ChVFeHBvcnRSZWxlYXNlUmVzcG9uc2USDAoEaGVhZBgBIAEoDBIPCgdkZXZpY2VzGAIgAygJIjoKFEltcG9ydFJlbGVhc2VSZXF1ZXN0EhMKC2hlYWRfZGlnZXN0GAEgASgJEg0KBWNoZWNrGAIgASgIIosBChVJbXBvcnRSZWxlYXNlUmVzcG9uc2USKgoHcmVsZWFzZRgBIAEoCzIZLnNrZWluLnJlbGVhc2UudjEuUmVsZWFzZRIPCgdtaXNzaW5nGAIgAygJEhAKCGV4aXN0aW5nGAMgASgIEhEKCXB1Ymxpc2hlchgEIAEoCRIQCgh2ZXJpZmllZBgFIAEoBSJrCglQdWJsaXNoZXISDAoEbmFtZRgBIAEoCRITCgtyb290X2RpZ2VzdBgCIAEoCRIpCgVhZGRlZBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEAoIYWRkZWRfYnkYBCABKAkiMQoTQWRkUHVibGlzaGVyUmVxdWVzdBIMCgRuYW1lGAEgASgJEgwKBHJvb3QYAiABKAwiRgoUQWRkUHVibGlzaGVyUmVzcG9uc2USLgoJcHVibGlzaGVyGAEgASgLMhsuc2tlaW4ucmVsZWFzZS52MS5QdWJsaXNoZXIiFwoVTGlzdFB1Ymxpc2hlcnNSZXF1ZXN0IlsKFkxpc3RQdWJsaXNoZXJzUmVzcG9uc2USLwoKcHVibGlzaGVycxgBIAMoCzIbLnNrZWluLnJlbGVhc2UudjEuUHVibGlzaGVyEhAKCG93bl9yb290GAIgASgMIiYKFlJlbW92ZVB1Ymxpc2hlclJlcXVlc3QSDAoEbmFtZRgBIAEoCSIZChdSZW1vdmVQdWJsaXNoZXJSZXNwb25zZSJEChVJbXBvcnRSZWNlaXB0c1JlcXVlc3QSKwoIcmVjZWlwdHMYASADKAsyGS5za2Vpbi5yZWxlYXNlLnYxLlJlY2VpcHQiKQoHUmVjZWlwdBIOCgZkZXZpY2UYASABKAkSDgoGcmVwb3J0GAIgASgMIkoKFkltcG9ydFJlY2VpcHRzUmVzcG9uc2USMAoHcmVzdWx0cxgBIAMoCzIfLnNrZWluLnJlbGVhc2UudjEuUmVjZWlwdFJlc3VsdCJOCg1SZWNlaXB0UmVzdWx0Eg4KBmRldmljZRgBIAEoCRINCgVlcnJvchgCIAEoCRIPCgdydW5uaW5nGAMgASgJEg0KBWtub3duGAQgASgIMuoHCg5SZWxlYXNlU2VydmljZRJgCg1DcmVhdGVSZWxlYXNlEiYuc2tlaW4ucmVsZWFzZS52MS5DcmVhdGVSZWxlYXNlUmVxdWVzdBonLnNrZWluLnJlbGVhc2UudjEuQ3JlYXRlUmVsZWFzZVJlc3BvbnNlEl0KDExpc3RSZWxlYXNlcxIlLnNrZWluLnJlbGVhc2UudjEuTGlzdFJlbGVhc2VzUmVxdWVzdBomLnNrZWluLnJlbGVhc2UudjEuTGlzdFJlbGVhc2VzUmVzcG9uc2USVwoKR2V0UmVsZWFzZRIjLnNrZWluLnJlbGVhc2UudjEuR2V0UmVsZWFzZVJlcXVlc3QaJC5za2Vpbi5yZWxlYXNlLnYxLkdldFJlbGVhc2VSZXNwb25zZRJpChBMaXN0QXR0ZXN0YXRpb25zEikuc2tlaW4ucmVsZWFzZS52MS5MaXN0QXR0ZXN0YXRpb25zUmVxdWVzdBoqLnNrZWluLnJlbGVhc2UudjEuTGlzdEF0dGVzdGF0aW9uc1Jlc3BvbnNlEmAKDUV4cG9ydFJlbGVhc2USJi5za2Vpbi5yZWxlYXNlLnYxLkV4cG9ydFJlbGVhc2VSZXF1ZXN0Gicuc2tlaW4ucmVsZWFzZS52MS5FeHBvcnRSZWxlYXNlUmVzcG9uc2USYAoNSW1wb3J0UmVsZWFzZRImLnNrZWluLnJlbGVhc2UudjEuSW1wb3J0UmVsZWFzZVJlcXVlc3QaJy5za2Vpbi5yZWxlYXNlLnYxLkltcG9ydFJlbGVhc2VSZXNwb25zZRJdCgxBZGRQdWJsaXNoZXISJS5za2Vpbi5yZWxlYXNlLnYxLkFkZFB1Ymxpc2hlclJlcXVlc3QaJi5za2Vpbi5yZWxlYXNlLnYxLkFkZFB1Ymxpc2hlclJlc3BvbnNlEmMKDkxpc3RQdWJsaXNoZXJzEicuc2tlaW4ucmVsZWFzZS52MS5MaXN0UHVibGlzaGVyc1JlcXVlc3QaKC5za2Vpbi5yZWxlYXNlLnYxLkxpc3RQdWJsaXNoZXJzUmVzcG9uc2USZgoPUmVtb3ZlUHVibGlzaGVyEiguc2tlaW4ucmVsZWFzZS52MS5SZW1vdmVQdWJsaXNoZXJSZXF1ZXN0Gikuc2tlaW4ucmVsZWFzZS52MS5SZW1vdmVQdWJsaXNoZXJSZXNwb25zZRJjCg5JbXBvcnRSZWNlaXB0cxInLnNrZWluLnJlbGVhc2UudjEuSW1wb3J0UmVjZWlwdHNSZXF1ZXN0Giguc2tlaW4ucmVsZWFzZS52MS5JbXBvcnRSZWNlaXB0c1Jlc3BvbnNlYgZwcm90bzM", [file_google_protobuf_timestamp]);
+  fileDesc("Ch5za2Vpbi9yZWxlYXNlL3YxL3JlbGVhc2UucHJvdG8SEHNrZWluLnJlbGVhc2UudjEiaQoUUGFyYW1ldGVyRGVjbGFyYXRpb24SCwoDa2V5GAEgASgJEgwKBHR5cGUYAiABKAkSEAoIcmVxdWlyZWQYAyABKAgSDwoHZGVmYXVsdBgEIAEoCRITCgtkZXNjcmlwdGlvbhgFIAEoCSJICg5UYXJnZXRNYW5pZmVzdBIOCgZ0YXJnZXQYASABKAkSFwoPbWFuaWZlc3RfZGlnZXN0GAIgASgJEg0KBWJ5dGVzGAMgASgDIsgDCgdSZWxlYXNlEg4KBmRpZ2VzdBgBIAEoCRIMCgRuYW1lGAIgASgJEg8KB3ZlcnNpb24YAyABKAkSDwoHY291bnRlchgEIAEoBBINCgVtb2RlbBgFIAEoCRIVCg1tb2RlbF92ZXJzaW9uGAYgASgDEjEKB3RhcmdldHMYByADKAsyIC5za2Vpbi5yZWxlYXNlLnYxLlRhcmdldE1hbmlmZXN0EjoKCnBhcmFtZXRlcnMYCCADKAsyJi5za2Vpbi5yZWxlYXNlLnYxLlBhcmFtZXRlckRlY2xhcmF0aW9uEg0KBWJ5dGVzGAkgASgDEisKB2NyZWF0ZWQYCiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmNyZWF0ZWRfYnkYCyABKAkSFAoMc29ha19zZWNvbmRzGAwgASgDEg8KB3J1bm5pbmcYDSABKAUSFQoNYWdlbnRfdGFyZ2V0cxg8IAMoCRISCgpvc190YXJnZXRzGD0gAygJEg8KB3BlbmRpbmcYKCABKAkSNQoJd29ya2xvYWRzGLQBIAMoCzIhLnNrZWluLnJlbGVhc2UudjEuUmVsZWFzZVdvcmtsb2FkIp0BCg9SZWxlYXNlV29ya2xvYWQSDgoGdGFyZ2V0GAEgASgJEhAKCGRvY3VtZW50GAIgASgJEg4KBnNlcnZlchgDIAEoCRIUCgxpbWFnZV9kaWdlc3QYBCABKAkSFwoPaW1hZ2VfcmVmZXJlbmNlGAUgASgJEhQKDGltYWdlX2xheWVycxgGIAEoBRITCgtpbWFnZV9ieXRlcxgHIAEoAyKJAgoUQ3JlYXRlUmVsZWFzZVJlcXVlc3QSDAoEbmFtZRgBIAEoCRIPCgd2ZXJzaW9uGAIgASgJEg0KBW1vZGVsGAMgASgJEg8KB3RhcmdldHMYBCADKAkSOgoKcGFyYW1ldGVycxgFIAMoCzImLnNrZWluLnJlbGVhc2UudjEuUGFyYW1ldGVyRGVjbGFyYXRpb24SFAoMc29ha19zZWNvbmRzGAYgASgDEgwKBGF1dG8YKCABKAgSLwoHbWFjaGluZRg8IAMoCzIeLnNrZWluLnJlbGVhc2UudjEuTWFjaGluZUxheWVyEhEKCHdvcmtsb2FkGLQBIAEoDBIOCgVpbWFnZRi1ASABKAkiYAoMTWFjaGluZUxheWVyEg4KBnRhcmdldBgBIAEoCRIUCgxhZ2VudF9kaWdlc3QYAiABKAkSFwoPb3NfaW1hZ2VfZGlnZXN0GAMgASgJEhEKCW9zX3RhcmdldBgEIAEoCSJDChVDcmVhdGVSZWxlYXNlUmVzcG9uc2USKgoHcmVsZWFzZRgBIAEoCzIZLnNrZWluLnJlbGVhc2UudjEuUmVsZWFzZSIVChNMaXN0UmVsZWFzZXNSZXF1ZXN0IkMKFExpc3RSZWxlYXNlc1Jlc3BvbnNlEisKCHJlbGVhc2VzGAEgAygLMhkuc2tlaW4ucmVsZWFzZS52MS5SZWxlYXNlIkQKEUdldFJlbGVhc2VSZXF1ZXN0Eg8KB3JlbGVhc2UYASABKAkSDgoGbGF5ZXJzGAIgASgIEg4KBmRldmljZRgDIAEoCSLVAQoFTGF5ZXISDQoFdGl0bGUYASABKAkSDgoGZGlnZXN0GAIgASgJEg0KBWJ5dGVzGAMgASgDEg4KBmNodW5rcxgEIAEoBRITCgtpbmRleF9ieXRlcxgFIAEoAxIUCgxzaGFyZWRfYnl0ZXMYBiABKAMSLQoHcGF0Y2hlcxgHIAMoCzIcLnNrZWluLnJlbGVhc2UudjEuTGF5ZXJQYXRjaBILCgN3YXkYCCABKAkSFwoPcHJlZGljdGVkX2J5dGVzGAkgASgDEg4KBWltYWdlGLQBIAEoCCI+CgpMYXllclBhdGNoEhMKC2Jhc2VfZGlnZXN0GAEgASgJEgwKBGtpbmQYAiABKAkSDQoFYnl0ZXMYAyABKAMihgEKCFRyYW5zZmVyEhEKCWRldmljZV9pZBgBIAEoCRITCgtkZXZpY2VfbmFtZRgCIAEoCRIUCgxmcm9tX3JlbGVhc2UYAyABKAkSFwoPcHJlZGljdGVkX2J5dGVzGAQgASgDEgwKBHRvbGQYBSABKAkSFQoNZmV0Y2hlZF9ieXRlcxgGIAEoAyK2AQoSR2V0UmVsZWFzZVJlc3BvbnNlEioKB3JlbGVhc2UYASABKAsyGS5za2Vpbi5yZWxlYXNlLnYxLlJlbGVhc2USDQoFaW5kZXgYAiABKAwSJwoGbGF5ZXJzGAMgAygLMhcuc2tlaW4ucmVsZWFzZS52MS5MYXllchIOCgZiZWZvcmUYBCABKAkSLAoIdHJhbnNmZXIYBSABKAsyGi5za2Vpbi5yZWxlYXNlLnYxLlRyYW5zZmVyIioKF0xpc3RBdHRlc3RhdGlvbnNSZXF1ZXN0Eg8KB3JlbGVhc2UYASABKAkiywEKC0F0dGVzdGF0aW9uEhcKD21hbmlmZXN0X2RpZ2VzdBgBIAEoCRIVCg1hcnRpZmFjdF90eXBlGAIgASgJEhYKDnByZWRpY2F0ZV90eXBlGAMgASgJEhIKCmJ1aWxkX3R5cGUYBCABKAkSFwoPZG9jdW1lbnRfZGlnZXN0GAUgASgJEg0KBWJ5dGVzGAYgASgDEgsKA293bhgHIAEoCBIrCgdjcmVhdGVkGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJzChhMaXN0QXR0ZXN0YXRpb25zUmVzcG9uc2USMwoMYXR0ZXN0YXRpb25zGAEgAygLMh0uc2tlaW4ucmVsZWFzZS52MS5BdHRlc3RhdGlvbhIOCgZ0YXJnZXQYAiABKAkSEgoKcmVwb3NpdG9yeRgDIAEoCSJvChRFeHBvcnRSZWxlYXNlUmVxdWVzdBIPCgdyZWxlYXNlGAEgASgJEg8KB3RhcmdldHMYAiADKAkSDwoHZGV2aWNlcxgDIAMoCRIRCglzZWxlY3RvcnMYBCADKAkSEQoJcm9vdF9mcm9tGAUgASgDIjYKFUV4cG9ydFJlbGVhc2VSZXNwb25zZRIMCgRoZWFkGAEgASgMEg8KB2RldmljZXMYAiADKAkiOgoUSW1wb3J0UmVsZWFzZVJlcXVlc3QSEwoLaGVhZF9kaWdlc3QYASABKAkSDQoFY2hlY2sYAiABKAgiiwEKFUltcG9ydFJlbGVhc2VSZXNwb25zZRIqCgdyZWxlYXNlGAEgASgLMhkuc2tlaW4ucmVsZWFzZS52MS5SZWxlYXNlEg8KB21pc3NpbmcYAiADKAkSEAoIZXhpc3RpbmcYAyABKAgSEQoJcHVibGlzaGVyGAQgASgJEhAKCHZlcmlmaWVkGAUgASgFImsKCVB1Ymxpc2hlchIMCgRuYW1lGAEgASgJEhMKC3Jvb3RfZGlnZXN0GAIgASgJEikKBWFkZGVkGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCghhZGRlZF9ieRgEIAEoCSIxChNBZGRQdWJsaXNoZXJSZXF1ZXN0EgwKBG5hbWUYASABKAkSDAoEcm9vdBgCIAEoDCJGChRBZGRQdWJsaXNoZXJSZXNwb25zZRIuCglwdWJsaXNoZXIYASABKAsyGy5za2Vpbi5yZWxlYXNlLnYxLlB1Ymxpc2hlciIXChVMaXN0UHVibGlzaGVyc1JlcXVlc3QiWwoWTGlzdFB1Ymxpc2hlcnNSZXNwb25zZRIvCgpwdWJsaXNoZXJzGAEgAygLMhsuc2tlaW4ucmVsZWFzZS52MS5QdWJsaXNoZXISEAoIb3duX3Jvb3QYAiABKAwiJgoWUmVtb3ZlUHVibGlzaGVyUmVxdWVzdBIMCgRuYW1lGAEgASgJIhkKF1JlbW92ZVB1Ymxpc2hlclJlc3BvbnNlIkQKFUltcG9ydFJlY2VpcHRzUmVxdWVzdBIrCghyZWNlaXB0cxgBIAMoCzIZLnNrZWluLnJlbGVhc2UudjEuUmVjZWlwdCIpCgdSZWNlaXB0Eg4KBmRldmljZRgBIAEoCRIOCgZyZXBvcnQYAiABKAwiSgoWSW1wb3J0UmVjZWlwdHNSZXNwb25zZRIwCgdyZXN1bHRzGAEgAygLMh8uc2tlaW4ucmVsZWFzZS52MS5SZWNlaXB0UmVzdWx0Ik4KDVJlY2VpcHRSZXN1bHQSDgoGZGV2aWNlGAEgASgJEg0KBWVycm9yGAIgASgJEg8KB3J1bm5pbmcYAyABKAkSDQoFa25vd24YBCABKAgiEwoRTGlzdEltYWdlc1JlcXVlc3QimQEKBUltYWdlEhIKCnJlcG9zaXRvcnkYASABKAkSCwoDdGFnGAIgASgJEg4KBmRpZ2VzdBgDIAEoCRIrCgdjcmVhdGVkGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIyCglwbGF0Zm9ybXMYBSADKAsyHy5za2Vpbi5yZWxlYXNlLnYxLkltYWdlUGxhdGZvcm0ijAEKDUltYWdlUGxhdGZvcm0SEAoIcGxhdGZvcm0YASABKAkSFwoPbWFuaWZlc3RfZGlnZXN0GAIgASgJEg0KBWJ5dGVzGAMgASgDEg4KBmxheWVycxgEIAEoBRIMCgR1c2VyGAUgASgJEg8KB2NvbW1hbmQYBiADKAkSEgoKaW5jb21wbGV0ZRgHIAEoCCI9ChJMaXN0SW1hZ2VzUmVzcG9uc2USJwoGaW1hZ2VzGAEgAygLMhcuc2tlaW4ucmVsZWFzZS52MS5JbWFnZSIgCg9HZXRJbWFnZVJlcXVlc3QSDQoFaW1hZ2UYASABKAkiTAoQR2V0SW1hZ2VSZXNwb25zZRImCgVpbWFnZRgBIAEoCzIXLnNrZWluLnJlbGVhc2UudjEuSW1hZ2USEAoIcmVsZWFzZXMYAiADKAkylgkKDlJlbGVhc2VTZXJ2aWNlEmAKDUNyZWF0ZVJlbGVhc2USJi5za2Vpbi5yZWxlYXNlLnYxLkNyZWF0ZVJlbGVhc2VSZXF1ZXN0Gicuc2tlaW4ucmVsZWFzZS52MS5DcmVhdGVSZWxlYXNlUmVzcG9uc2USXQoMTGlzdFJlbGVhc2VzEiUuc2tlaW4ucmVsZWFzZS52MS5MaXN0UmVsZWFzZXNSZXF1ZXN0GiYuc2tlaW4ucmVsZWFzZS52MS5MaXN0UmVsZWFzZXNSZXNwb25zZRJXCgpHZXRSZWxlYXNlEiMuc2tlaW4ucmVsZWFzZS52MS5HZXRSZWxlYXNlUmVxdWVzdBokLnNrZWluLnJlbGVhc2UudjEuR2V0UmVsZWFzZVJlc3BvbnNlEmkKEExpc3RBdHRlc3RhdGlvbnMSKS5za2Vpbi5yZWxlYXNlLnYxLkxpc3RBdHRlc3RhdGlvbnNSZXF1ZXN0Giouc2tlaW4ucmVsZWFzZS52MS5MaXN0QXR0ZXN0YXRpb25zUmVzcG9uc2USYAoNRXhwb3J0UmVsZWFzZRImLnNrZWluLnJlbGVhc2UudjEuRXhwb3J0UmVsZWFzZVJlcXVlc3QaJy5za2Vpbi5yZWxlYXNlLnYxLkV4cG9ydFJlbGVhc2VSZXNwb25zZRJgCg1JbXBvcnRSZWxlYXNlEiYuc2tlaW4ucmVsZWFzZS52MS5JbXBvcnRSZWxlYXNlUmVxdWVzdBonLnNrZWluLnJlbGVhc2UudjEuSW1wb3J0UmVsZWFzZVJlc3BvbnNlEl0KDEFkZFB1Ymxpc2hlchIlLnNrZWluLnJlbGVhc2UudjEuQWRkUHVibGlzaGVyUmVxdWVzdBomLnNrZWluLnJlbGVhc2UudjEuQWRkUHVibGlzaGVyUmVzcG9uc2USYwoOTGlzdFB1Ymxpc2hlcnMSJy5za2Vpbi5yZWxlYXNlLnYxLkxpc3RQdWJsaXNoZXJzUmVxdWVzdBooLnNrZWluLnJlbGVhc2UudjEuTGlzdFB1Ymxpc2hlcnNSZXNwb25zZRJmCg9SZW1vdmVQdWJsaXNoZXISKC5za2Vpbi5yZWxlYXNlLnYxLlJlbW92ZVB1Ymxpc2hlclJlcXVlc3QaKS5za2Vpbi5yZWxlYXNlLnYxLlJlbW92ZVB1Ymxpc2hlclJlc3BvbnNlEmMKDkltcG9ydFJlY2VpcHRzEicuc2tlaW4ucmVsZWFzZS52MS5JbXBvcnRSZWNlaXB0c1JlcXVlc3QaKC5za2Vpbi5yZWxlYXNlLnYxLkltcG9ydFJlY2VpcHRzUmVzcG9uc2USVwoKTGlzdEltYWdlcxIjLnNrZWluLnJlbGVhc2UudjEuTGlzdEltYWdlc1JlcXVlc3QaJC5za2Vpbi5yZWxlYXNlLnYxLkxpc3RJbWFnZXNSZXNwb25zZRJRCghHZXRJbWFnZRIhLnNrZWluLnJlbGVhc2UudjEuR2V0SW1hZ2VSZXF1ZXN0GiIuc2tlaW4ucmVsZWFzZS52MS5HZXRJbWFnZVJlc3BvbnNlYgZwcm90bzM", [file_google_protobuf_timestamp]);
 
 /**
  * @generated from message skein.release.v1.ParameterDeclaration
@@ -177,6 +177,14 @@ export type Release = Message<"skein.release.v1.Release"> & {
    * @generated from field: string pending = 40;
    */
   pending: string;
+
+  /**
+   * What serves the model, by target; a target that is not here uses the server
+   * that its devices are set up with.
+   *
+   * @generated from field: repeated skein.release.v1.ReleaseWorkload workloads = 180;
+   */
+  workloads: ReleaseWorkload[];
 };
 
 /**
@@ -185,6 +193,65 @@ export type Release = Message<"skein.release.v1.Release"> & {
  */
 export const ReleaseSchema: GenMessage<Release> = /*@__PURE__*/
   messageDesc(file_skein_release_v1_release, 2);
+
+/**
+ * ReleaseWorkload is what serves the model of a release on one target.
+ *
+ * @generated from message skein.release.v1.ReleaseWorkload
+ */
+export type ReleaseWorkload = Message<"skein.release.v1.ReleaseWorkload"> & {
+  /**
+   * @generated from field: string target = 1;
+   */
+  target: string;
+
+  /**
+   * workload.json as the release holds it.
+   *
+   * @generated from field: string document = 2;
+   */
+  document: string;
+
+  /**
+   * v2 or triton.
+   *
+   * @generated from field: string server = 3;
+   */
+  server: string;
+
+  /**
+   * Digest of the manifest of the container image, empty when it needs none.
+   *
+   * @generated from field: string image_digest = 4;
+   */
+  imageDigest: string;
+
+  /**
+   * Registry and repository, when devices take it from there.
+   *
+   * @generated from field: string image_reference = 5;
+   */
+  imageReference: string;
+
+  /**
+   * File system layers and all bytes of an image that the release holds.
+   *
+   * @generated from field: int32 image_layers = 6;
+   */
+  imageLayers: number;
+
+  /**
+   * @generated from field: int64 image_bytes = 7;
+   */
+  imageBytes: bigint;
+};
+
+/**
+ * Describes the message skein.release.v1.ReleaseWorkload.
+ * Use `create(ReleaseWorkloadSchema)` to create a new message.
+ */
+export const ReleaseWorkloadSchema: GenMessage<ReleaseWorkload> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 3);
 
 /**
  * @generated from message skein.release.v1.CreateReleaseRequest
@@ -240,6 +307,23 @@ export type CreateReleaseRequest = Message<"skein.release.v1.CreateReleaseReques
    * @generated from field: repeated skein.release.v1.MachineLayer machine = 60;
    */
   machine: MachineLayer[];
+
+  /**
+   * What serves the model: workload.json. Empty: the server that devices are set
+   * up with.
+   *
+   * @generated from field: bytes workload = 180;
+   */
+  workload: Uint8Array;
+
+  /**
+   * The container image that it runs in, of the registry of this control plane:
+   * REPOSITORY:TAG, REPOSITORY@DIGEST or a digest. Each target gets the image of
+   * its platform.
+   *
+   * @generated from field: string image = 181;
+   */
+  image: string;
 };
 
 /**
@@ -247,7 +331,7 @@ export type CreateReleaseRequest = Message<"skein.release.v1.CreateReleaseReques
  * Use `create(CreateReleaseRequestSchema)` to create a new message.
  */
 export const CreateReleaseRequestSchema: GenMessage<CreateReleaseRequest> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 3);
+  messageDesc(file_skein_release_v1_release, 4);
 
 /**
  * MachineLayer is an agent binary or an image of an operating system, uploaded
@@ -286,7 +370,7 @@ export type MachineLayer = Message<"skein.release.v1.MachineLayer"> & {
  * Use `create(MachineLayerSchema)` to create a new message.
  */
 export const MachineLayerSchema: GenMessage<MachineLayer> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 4);
+  messageDesc(file_skein_release_v1_release, 5);
 
 /**
  * @generated from message skein.release.v1.CreateReleaseResponse
@@ -303,7 +387,7 @@ export type CreateReleaseResponse = Message<"skein.release.v1.CreateReleaseRespo
  * Use `create(CreateReleaseResponseSchema)` to create a new message.
  */
 export const CreateReleaseResponseSchema: GenMessage<CreateReleaseResponse> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 5);
+  messageDesc(file_skein_release_v1_release, 6);
 
 /**
  * @generated from message skein.release.v1.ListReleasesRequest
@@ -316,7 +400,7 @@ export type ListReleasesRequest = Message<"skein.release.v1.ListReleasesRequest"
  * Use `create(ListReleasesRequestSchema)` to create a new message.
  */
 export const ListReleasesRequestSchema: GenMessage<ListReleasesRequest> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 6);
+  messageDesc(file_skein_release_v1_release, 7);
 
 /**
  * @generated from message skein.release.v1.ListReleasesResponse
@@ -333,7 +417,7 @@ export type ListReleasesResponse = Message<"skein.release.v1.ListReleasesRespons
  * Use `create(ListReleasesResponseSchema)` to create a new message.
  */
 export const ListReleasesResponseSchema: GenMessage<ListReleasesResponse> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 7);
+  messageDesc(file_skein_release_v1_release, 8);
 
 /**
  * @generated from message skein.release.v1.GetReleaseRequest
@@ -366,7 +450,7 @@ export type GetReleaseRequest = Message<"skein.release.v1.GetReleaseRequest"> & 
  * Use `create(GetReleaseRequestSchema)` to create a new message.
  */
 export const GetReleaseRequestSchema: GenMessage<GetReleaseRequest> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 8);
+  messageDesc(file_skein_release_v1_release, 9);
 
 /**
  * Layer is one file of a release with what saves bytes on its way.
@@ -424,6 +508,13 @@ export type Layer = Message<"skein.release.v1.Layer"> & {
    * @generated from field: int64 predicted_bytes = 9;
    */
   predictedBytes: bigint;
+
+  /**
+   * It is a part of the container image.
+   *
+   * @generated from field: bool image = 180;
+   */
+  image: boolean;
 };
 
 /**
@@ -431,7 +522,7 @@ export type Layer = Message<"skein.release.v1.Layer"> & {
  * Use `create(LayerSchema)` to create a new message.
  */
 export const LayerSchema: GenMessage<Layer> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 9);
+  messageDesc(file_skein_release_v1_release, 10);
 
 /**
  * LayerPatch makes a layer from an older file.
@@ -462,7 +553,7 @@ export type LayerPatch = Message<"skein.release.v1.LayerPatch"> & {
  * Use `create(LayerPatchSchema)` to create a new message.
  */
 export const LayerPatchSchema: GenMessage<LayerPatch> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 10);
+  messageDesc(file_skein_release_v1_release, 11);
 
 /**
  * Transfer is what a release costs one device.
@@ -511,7 +602,7 @@ export type Transfer = Message<"skein.release.v1.Transfer"> & {
  * Use `create(TransferSchema)` to create a new message.
  */
 export const TransferSchema: GenMessage<Transfer> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 11);
+  messageDesc(file_skein_release_v1_release, 12);
 
 /**
  * @generated from message skein.release.v1.GetReleaseResponse
@@ -552,7 +643,7 @@ export type GetReleaseResponse = Message<"skein.release.v1.GetReleaseResponse"> 
  * Use `create(GetReleaseResponseSchema)` to create a new message.
  */
 export const GetReleaseResponseSchema: GenMessage<GetReleaseResponse> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 12);
+  messageDesc(file_skein_release_v1_release, 13);
 
 /**
  * @generated from message skein.release.v1.ListAttestationsRequest
@@ -571,7 +662,7 @@ export type ListAttestationsRequest = Message<"skein.release.v1.ListAttestations
  * Use `create(ListAttestationsRequestSchema)` to create a new message.
  */
 export const ListAttestationsRequestSchema: GenMessage<ListAttestationsRequest> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 13);
+  messageDesc(file_skein_release_v1_release, 14);
 
 /**
  * Attestation is a manifest that refers to a release.
@@ -631,7 +722,7 @@ export type Attestation = Message<"skein.release.v1.Attestation"> & {
  * Use `create(AttestationSchema)` to create a new message.
  */
 export const AttestationSchema: GenMessage<Attestation> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 14);
+  messageDesc(file_skein_release_v1_release, 15);
 
 /**
  * @generated from message skein.release.v1.ListAttestationsResponse
@@ -662,7 +753,7 @@ export type ListAttestationsResponse = Message<"skein.release.v1.ListAttestation
  * Use `create(ListAttestationsResponseSchema)` to create a new message.
  */
 export const ListAttestationsResponseSchema: GenMessage<ListAttestationsResponse> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 15);
+  messageDesc(file_skein_release_v1_release, 16);
 
 /**
  * @generated from message skein.release.v1.ExportReleaseRequest
@@ -710,7 +801,7 @@ export type ExportReleaseRequest = Message<"skein.release.v1.ExportReleaseReques
  * Use `create(ExportReleaseRequestSchema)` to create a new message.
  */
 export const ExportReleaseRequestSchema: GenMessage<ExportReleaseRequest> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 16);
+  messageDesc(file_skein_release_v1_release, 17);
 
 /**
  * @generated from message skein.release.v1.ExportReleaseResponse
@@ -734,7 +825,7 @@ export type ExportReleaseResponse = Message<"skein.release.v1.ExportReleaseRespo
  * Use `create(ExportReleaseResponseSchema)` to create a new message.
  */
 export const ExportReleaseResponseSchema: GenMessage<ExportReleaseResponse> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 17);
+  messageDesc(file_skein_release_v1_release, 18);
 
 /**
  * @generated from message skein.release.v1.ImportReleaseRequest
@@ -760,7 +851,7 @@ export type ImportReleaseRequest = Message<"skein.release.v1.ImportReleaseReques
  * Use `create(ImportReleaseRequestSchema)` to create a new message.
  */
 export const ImportReleaseRequestSchema: GenMessage<ImportReleaseRequest> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 18);
+  messageDesc(file_skein_release_v1_release, 19);
 
 /**
  * @generated from message skein.release.v1.ImportReleaseResponse
@@ -805,7 +896,7 @@ export type ImportReleaseResponse = Message<"skein.release.v1.ImportReleaseRespo
  * Use `create(ImportReleaseResponseSchema)` to create a new message.
  */
 export const ImportReleaseResponseSchema: GenMessage<ImportReleaseResponse> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 19);
+  messageDesc(file_skein_release_v1_release, 20);
 
 /**
  * @generated from message skein.release.v1.Publisher
@@ -839,7 +930,7 @@ export type Publisher = Message<"skein.release.v1.Publisher"> & {
  * Use `create(PublisherSchema)` to create a new message.
  */
 export const PublisherSchema: GenMessage<Publisher> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 20);
+  messageDesc(file_skein_release_v1_release, 21);
 
 /**
  * @generated from message skein.release.v1.AddPublisherRequest
@@ -861,7 +952,7 @@ export type AddPublisherRequest = Message<"skein.release.v1.AddPublisherRequest"
  * Use `create(AddPublisherRequestSchema)` to create a new message.
  */
 export const AddPublisherRequestSchema: GenMessage<AddPublisherRequest> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 21);
+  messageDesc(file_skein_release_v1_release, 22);
 
 /**
  * @generated from message skein.release.v1.AddPublisherResponse
@@ -878,7 +969,7 @@ export type AddPublisherResponse = Message<"skein.release.v1.AddPublisherRespons
  * Use `create(AddPublisherResponseSchema)` to create a new message.
  */
 export const AddPublisherResponseSchema: GenMessage<AddPublisherResponse> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 22);
+  messageDesc(file_skein_release_v1_release, 23);
 
 /**
  * @generated from message skein.release.v1.ListPublishersRequest
@@ -891,7 +982,7 @@ export type ListPublishersRequest = Message<"skein.release.v1.ListPublishersRequ
  * Use `create(ListPublishersRequestSchema)` to create a new message.
  */
 export const ListPublishersRequestSchema: GenMessage<ListPublishersRequest> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 23);
+  messageDesc(file_skein_release_v1_release, 24);
 
 /**
  * @generated from message skein.release.v1.ListPublishersResponse
@@ -915,7 +1006,7 @@ export type ListPublishersResponse = Message<"skein.release.v1.ListPublishersRes
  * Use `create(ListPublishersResponseSchema)` to create a new message.
  */
 export const ListPublishersResponseSchema: GenMessage<ListPublishersResponse> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 24);
+  messageDesc(file_skein_release_v1_release, 25);
 
 /**
  * @generated from message skein.release.v1.RemovePublisherRequest
@@ -932,7 +1023,7 @@ export type RemovePublisherRequest = Message<"skein.release.v1.RemovePublisherRe
  * Use `create(RemovePublisherRequestSchema)` to create a new message.
  */
 export const RemovePublisherRequestSchema: GenMessage<RemovePublisherRequest> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 25);
+  messageDesc(file_skein_release_v1_release, 26);
 
 /**
  * @generated from message skein.release.v1.RemovePublisherResponse
@@ -945,7 +1036,7 @@ export type RemovePublisherResponse = Message<"skein.release.v1.RemovePublisherR
  * Use `create(RemovePublisherResponseSchema)` to create a new message.
  */
 export const RemovePublisherResponseSchema: GenMessage<RemovePublisherResponse> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 26);
+  messageDesc(file_skein_release_v1_release, 27);
 
 /**
  * @generated from message skein.release.v1.ImportReceiptsRequest
@@ -962,7 +1053,7 @@ export type ImportReceiptsRequest = Message<"skein.release.v1.ImportReceiptsRequ
  * Use `create(ImportReceiptsRequestSchema)` to create a new message.
  */
 export const ImportReceiptsRequestSchema: GenMessage<ImportReceiptsRequest> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 27);
+  messageDesc(file_skein_release_v1_release, 28);
 
 /**
  * Receipt is the report of one device, signed by it.
@@ -986,7 +1077,7 @@ export type Receipt = Message<"skein.release.v1.Receipt"> & {
  * Use `create(ReceiptSchema)` to create a new message.
  */
 export const ReceiptSchema: GenMessage<Receipt> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 28);
+  messageDesc(file_skein_release_v1_release, 29);
 
 /**
  * @generated from message skein.release.v1.ImportReceiptsResponse
@@ -1003,7 +1094,7 @@ export type ImportReceiptsResponse = Message<"skein.release.v1.ImportReceiptsRes
  * Use `create(ImportReceiptsResponseSchema)` to create a new message.
  */
 export const ImportReceiptsResponseSchema: GenMessage<ImportReceiptsResponse> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 29);
+  messageDesc(file_skein_release_v1_release, 30);
 
 /**
  * @generated from message skein.release.v1.ReceiptResult
@@ -1041,7 +1132,178 @@ export type ReceiptResult = Message<"skein.release.v1.ReceiptResult"> & {
  * Use `create(ReceiptResultSchema)` to create a new message.
  */
 export const ReceiptResultSchema: GenMessage<ReceiptResult> = /*@__PURE__*/
-  messageDesc(file_skein_release_v1_release, 30);
+  messageDesc(file_skein_release_v1_release, 31);
+
+/**
+ * @generated from message skein.release.v1.ListImagesRequest
+ */
+export type ListImagesRequest = Message<"skein.release.v1.ListImagesRequest"> & {
+};
+
+/**
+ * Describes the message skein.release.v1.ListImagesRequest.
+ * Use `create(ListImagesRequestSchema)` to create a new message.
+ */
+export const ListImagesRequestSchema: GenMessage<ListImagesRequest> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 32);
+
+/**
+ * Image is a container image in the registry.
+ *
+ * @generated from message skein.release.v1.Image
+ */
+export type Image = Message<"skein.release.v1.Image"> & {
+  /**
+   * @generated from field: string repository = 1;
+   */
+  repository: string;
+
+  /**
+   * @generated from field: string tag = 2;
+   */
+  tag: string;
+
+  /**
+   * Of the index, or of the only manifest.
+   *
+   * @generated from field: string digest = 3;
+   */
+  digest: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp created = 4;
+   */
+  created?: Timestamp | undefined;
+
+  /**
+   * @generated from field: repeated skein.release.v1.ImagePlatform platforms = 5;
+   */
+  platforms: ImagePlatform[];
+};
+
+/**
+ * Describes the message skein.release.v1.Image.
+ * Use `create(ImageSchema)` to create a new message.
+ */
+export const ImageSchema: GenMessage<Image> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 33);
+
+/**
+ * ImagePlatform is the image for one platform.
+ *
+ * @generated from message skein.release.v1.ImagePlatform
+ */
+export type ImagePlatform = Message<"skein.release.v1.ImagePlatform"> & {
+  /**
+   * Such as linux/arm64.
+   *
+   * @generated from field: string platform = 1;
+   */
+  platform: string;
+
+  /**
+   * @generated from field: string manifest_digest = 2;
+   */
+  manifestDigest: string;
+
+  /**
+   * Manifest, configuration and layers, as they travel.
+   *
+   * @generated from field: int64 bytes = 3;
+   */
+  bytes: bigint;
+
+  /**
+   * @generated from field: int32 layers = 4;
+   */
+  layers: number;
+
+  /**
+   * The user that the image names; empty is root.
+   *
+   * @generated from field: string user = 5;
+   */
+  user: string;
+
+  /**
+   * @generated from field: repeated string command = 6;
+   */
+  command: string[];
+
+  /**
+   * A blob of it is not here.
+   *
+   * @generated from field: bool incomplete = 7;
+   */
+  incomplete: boolean;
+};
+
+/**
+ * Describes the message skein.release.v1.ImagePlatform.
+ * Use `create(ImagePlatformSchema)` to create a new message.
+ */
+export const ImagePlatformSchema: GenMessage<ImagePlatform> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 34);
+
+/**
+ * @generated from message skein.release.v1.ListImagesResponse
+ */
+export type ListImagesResponse = Message<"skein.release.v1.ListImagesResponse"> & {
+  /**
+   * @generated from field: repeated skein.release.v1.Image images = 1;
+   */
+  images: Image[];
+};
+
+/**
+ * Describes the message skein.release.v1.ListImagesResponse.
+ * Use `create(ListImagesResponseSchema)` to create a new message.
+ */
+export const ListImagesResponseSchema: GenMessage<ListImagesResponse> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 35);
+
+/**
+ * @generated from message skein.release.v1.GetImageRequest
+ */
+export type GetImageRequest = Message<"skein.release.v1.GetImageRequest"> & {
+  /**
+   * REPOSITORY:TAG, REPOSITORY@DIGEST or a digest.
+   *
+   * @generated from field: string image = 1;
+   */
+  image: string;
+};
+
+/**
+ * Describes the message skein.release.v1.GetImageRequest.
+ * Use `create(GetImageRequestSchema)` to create a new message.
+ */
+export const GetImageRequestSchema: GenMessage<GetImageRequest> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 36);
+
+/**
+ * @generated from message skein.release.v1.GetImageResponse
+ */
+export type GetImageResponse = Message<"skein.release.v1.GetImageResponse"> & {
+  /**
+   * @generated from field: skein.release.v1.Image image = 1;
+   */
+  image?: Image | undefined;
+
+  /**
+   * Releases that hold it on some target, name@version.
+   *
+   * @generated from field: repeated string releases = 2;
+   */
+  releases: string[];
+};
+
+/**
+ * Describes the message skein.release.v1.GetImageResponse.
+ * Use `create(GetImageResponseSchema)` to create a new message.
+ */
+export const GetImageResponseSchema: GenMessage<GetImageResponse> = /*@__PURE__*/
+  messageDesc(file_skein_release_v1_release, 37);
 
 /**
  * ReleaseService is called by ML engineers and CI.
@@ -1141,6 +1403,27 @@ export const ReleaseService: GenService<{
     methodKind: "unary";
     input: typeof ImportReceiptsRequestSchema;
     output: typeof ImportReceiptsResponseSchema;
+  },
+  /**
+   * ListImages lists the container images in the registry, which `skein image
+   * push`, docker, crane and oras push to.
+   *
+   * @generated from rpc skein.release.v1.ReleaseService.ListImages
+   */
+  listImages: {
+    methodKind: "unary";
+    input: typeof ListImagesRequestSchema;
+    output: typeof ListImagesResponseSchema;
+  },
+  /**
+   * GetImage shows what an image consists of, by platform.
+   *
+   * @generated from rpc skein.release.v1.ReleaseService.GetImage
+   */
+  getImage: {
+    methodKind: "unary";
+    input: typeof GetImageRequestSchema;
+    output: typeof GetImageResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_skein_release_v1_release, 0);
