@@ -103,45 +103,61 @@ func (g Golden) Validate() error {
 	return nil
 }
 
-// Judge compares the outputs of all cases, in order, with the set. The error
-// is ErrGolden and says by how much what is missed.
-func (g Golden) Judge(outputs [][]float32) error {
+// Score is how outputs compare with a set.
+type Score struct {
+	Agreed   int     // cases whose largest output is at the label
+	MaxAbs   float64 // the largest difference from the reference, of Case at At
+	Case, At int
+}
+
+// Compare scores the outputs of all cases, in order. The error is ErrGolden for
+// outputs that cannot be compared.
+func (g Golden) Compare(outputs [][]float32) (Score, error) {
 	if len(outputs) != len(g.Cases) {
-		return fmt.Errorf("%w: %d outputs for %d cases", ErrGolden, len(outputs), len(g.Cases))
+		return Score{}, fmt.Errorf("%w: %d outputs for %d cases", ErrGolden, len(outputs), len(g.Cases))
 	}
 	if len(g.Cases) == 0 {
-		return fmt.Errorf("%w: no cases, so nothing is proven", ErrGolden)
+		return Score{}, fmt.Errorf("%w: no cases, so nothing is proven", ErrGolden)
 	}
-	agree := 0
-	worst, worstCase, worstAt := 0.0, 0, 0
+	var s Score
 	for i, c := range g.Cases {
 		out := outputs[i]
 		if len(out) != len(c.Output) {
-			return fmt.Errorf("%w: case %d: %d values, reference has %d", ErrGolden, i, len(out), len(c.Output))
+			return Score{}, fmt.Errorf("%w: case %d: %d values, reference has %d", ErrGolden, i, len(out), len(c.Output))
 		}
 		top := 0
 		for k, v := range out {
 			if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
-				return fmt.Errorf("%w: case %d: value %d is %v", ErrGolden, i, k, v)
+				return Score{}, fmt.Errorf("%w: case %d: value %d is %v", ErrGolden, i, k, v)
 			}
 			if v > out[top] {
 				top = k
 			}
-			if d := math.Abs(float64(v) - float64(c.Output[k])); d > worst || math.IsNaN(d) {
-				worst, worstCase, worstAt = d, i, k
+			if d := math.Abs(float64(v) - float64(c.Output[k])); d > s.MaxAbs || math.IsNaN(d) {
+				s.MaxAbs, s.Case, s.At = d, i, k
 			}
 		}
 		if top == c.Label {
-			agree++
+			s.Agreed++
 		}
 	}
-	var faults []error
-	if share := float64(agree) / float64(len(g.Cases)); share < g.MinLabelAgreement {
-		faults = append(faults, fmt.Errorf("%w: label agreement %d of %d (%.1f %%), need %.4g %%", ErrGolden, agree, len(g.Cases), 100*share, 100*g.MinLabelAgreement))
+	return s, nil
+}
+
+// Judge compares the outputs of all cases, in order, with the set. The error
+// is ErrGolden and says by how much what is missed.
+func (g Golden) Judge(outputs [][]float32) error {
+	s, err := g.Compare(outputs)
+	if err != nil {
+		return err
 	}
-	if !(worst <= g.Tolerance.Abs) {
+	var faults []error
+	if share := float64(s.Agreed) / float64(len(g.Cases)); share < g.MinLabelAgreement {
+		faults = append(faults, fmt.Errorf("%w: label agreement %d of %d (%.1f %%), need %.4g %%", ErrGolden, s.Agreed, len(g.Cases), 100*share, 100*g.MinLabelAgreement))
+	}
+	if !(s.MaxAbs <= g.Tolerance.Abs) {
 		faults = append(faults, fmt.Errorf("%w: output differs from the reference by %.4g in case %d at %d (%v, reference %v), tolerance %.4g",
-			ErrGolden, worst, worstCase, worstAt, outputs[worstCase][worstAt], g.Cases[worstCase].Output[worstAt], g.Tolerance.Abs))
+			ErrGolden, s.MaxAbs, s.Case, s.At, outputs[s.Case][s.At], g.Cases[s.Case].Output[s.At], g.Tolerance.Abs))
 	}
 	return errors.Join(faults...)
 }

@@ -24,16 +24,18 @@ const (
 	UpSample    Kind = "up/sample"
 	UpGet       Kind = "up/get"
 	UpStream    Kind = "up/stream"
+	UpBuild     Kind = "up/build"
 
 	DownDesired Kind = "down/desired"
 	DownCmd     Kind = "down/cmd"
 	DownChunk   Kind = "down/chunk"
+	DownBuild   Kind = "down/build"
 )
 
 var kinds = map[Kind]bool{
 	UpPresence: true, UpHello: true, UpReport: true, UpTelemetry: true, UpDrift: true, UpEvent: true,
-	UpLog: true, UpSample: true, UpGet: true, UpStream: true,
-	DownDesired: true, DownCmd: true, DownChunk: true,
+	UpLog: true, UpSample: true, UpGet: true, UpStream: true, UpBuild: true,
+	DownDesired: true, DownCmd: true, DownChunk: true, DownBuild: true,
 }
 
 const topicPrefix = "skein/1/"

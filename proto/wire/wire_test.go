@@ -53,7 +53,22 @@ func vectors() map[string]any {
 			Wanted: []byte{0x05}, Stop: true},
 		"chunk": &Chunk{Stream: 9, Seq: 3, First: 17, Data: []byte{1, 2, 3}, Size: 2 << 20, Tag: []byte{1, 2, 3, 4, 5, 6, 7, 8}, Refused: RefusedBusy,
 			Message: "m", Wait: 1000},
-		"cmd": &Cmd{Device: "aaaaaaaaaaaaaaaaaaaaaaaaaa", Counter: 5, ExpiresAt: 1700000000, Kind: CmdWatch, Seconds: 300},
+		"build": &Build{ID: id, Kind: BuildDone, Job: "b1", Attempt: 2, Target: "linux/arm64;sm=8.7;trt=10.3.0", Step: "upload", Percent: 99, Message: "m",
+			Class: BuildMemory, Offset: 4096, Data: []byte("log"), Record: []byte{0xd2}},
+		"build-lease": &BuildLease{Device: "aaaaaaaaaaaaaaaaaaaaaaaaaa", Tenant: "default", State: LeaseBuild, IssuedAt: 1700000000000, ExpiresAt: 1700000300,
+			Every: 30, Job: "b1", Attempt: 2, Message: "m",
+			Work: &BuildWork{Model: "meter", Version: 3, ONNX: Blob{Digest: sum, Length: 1234, Name: "model.onnx"}, Golden: &Blob{Digest: sum, Length: 5, Name: "golden.json"},
+				Recipe: []byte(`{"version":1,"precision":"fp16"}`), Target: "linux/arm64;sm=8.7;trt=10.3.0", Key: sum,
+				TimingCache: &Blob{Digest: sum, Length: 6, Name: "timing.cache"}, Calibration: &Blob{Digest: sum, Length: 7, Name: "int8.cache"},
+				Plugins: []Blob{{Digest: sum, Length: 8, Name: "libnms.so"}}, Upload: "/build/b1/", Token: "t", MaxBytes: 1 << 30}},
+		"engine-record": &EngineRecord{Key: sum, Model: "meter", Version: 3, ONNX: sum, Golden: sum, Recipe: sum, Target: "linux/arm64;sm=8.7;trt=10.3.0",
+			Probed: "linux/arm64;sm=8.7;trt=10.3.0.30;cuda=12.6", TensorRT: "10.3.0.30", SM: "8.7", Digest: sum, Size: 1234, Stripped: true, Fallback: "m",
+			LatencyP50: 1.5, LatencyP99: 1.75, Throughput: 640, Power: 7.5, Mode: "15W", Proof: &EngineProof{Cases: 32, Agreed: 31, MaxAbs: 0.001953125},
+			Device: "aaaaaaaaaaaaaaaaaaaaaaaaaa", Started: 1700000000, Finished: 1700000200, Log: Blob{Digest: sum, Length: 9, Name: "build.log"},
+			TimingCache: &Blob{Digest: sum, Length: 6, Name: "timing.cache"}, Command: []string{"trtexec", "--fp16"}, Image: "sha256:ab",
+			Warnings: []string{"GPU compute time is unstable"}, Job: "b1", Attempt: 2},
+		"engine-seal": &EngineSeal{Record: []byte{0xd2}, Builder: []byte{0x30}, Scope: "aaaaaaaaaaaaaaaaaaaaaaaaaa", SealedAt: 1700000300, Tenant: "default"},
+		"cmd":         &Cmd{Device: "aaaaaaaaaaaaaaaaaaaaaaaaaa", Counter: 5, ExpiresAt: 1700000000, Kind: CmdWatch, Seconds: 300},
 	}
 }
 

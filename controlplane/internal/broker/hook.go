@@ -154,7 +154,7 @@ func allowed(device, topic string, write bool) bool {
 		return false
 	}
 	switch wire.Kind("down/" + rest) {
-	case wire.DownDesired, wire.DownCmd, wire.DownChunk, "down/#", "down/+":
+	case wire.DownDesired, wire.DownCmd, wire.DownChunk, wire.DownBuild, "down/#", "down/+":
 		return true
 	}
 	return false
