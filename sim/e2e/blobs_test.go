@@ -170,6 +170,8 @@ func TestWrongTarget(t *testing.T) {
 		v := s.get(d.id)
 		return v.GetPhase() == "failed" && v.GetFailureClass() == "REJECTED" && strings.Contains(v.GetFailure(), "made for linux/arm64")
 	})
+	// Reports overtake events: the last one of the way back is that of the first step.
+	until(t, "the events of the way back", func() bool { return s.count(d.id, "step", "", "undone") == 1 })
 	steps := s.count(d.id, "step", "", "")
 	checks := s.metric("skein_fleet_ingest_seconds_count", "report")
 	until(t, "several reports later", func() bool { return s.metric("skein_fleet_ingest_seconds_count", "report") > checks+2 })
