@@ -44,6 +44,9 @@ has updated, the bytes that it fetched.`,
 func layerLines(w io.Writer, r *releasev1.GetReleaseResponse) {
 	for _, l := range r.GetLayers() {
 		text := fmt.Sprintf("%s  %s  %s", l.GetTitle(), short(l.GetDigest()), size(l.GetBytes()))
+		if l.GetImage() {
+			text = fmt.Sprintf("of the image  %s  %s", short(l.GetDigest()), sizeText(l.GetBytes()))
+		}
 		if n := l.GetChunks(); n > 0 {
 			text += fmt.Sprintf(", %d chunks", n)
 		}

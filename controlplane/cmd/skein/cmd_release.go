@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -33,10 +34,13 @@ func (a *app) releaseCreateCmd() *cobra.Command {
 	var soak time.Duration
 	var params []string
 	var machine machineFlags
+	var workload, image string
 	c := &cobra.Command{
 		Use: "create NAME", Short: "make a signed release from a model version", Args: args(cobra.ExactArgs(1)),
-		Long:    "Writes an OCI image index with one manifest per target, lists it in the TUF targets and signs.\nParameter types: string, int, float, bool, url, secret.",
-		Example: "  skein release create meter --model meter@1\n  skein release create meter --model meter@2 --param camera_url:url! --param threshold:float=0.8 --soak 30s",
+		Long: "Writes an OCI image index with one manifest per target, lists it in the TUF targets and signs.\nParameter types: string, int, float, bool, url, secret.\n" +
+			"With --image the model is served in a container: each target gets the image of its platform. --workload says how it is served (docs/containers.md); without either it is the server command that devices are set up with.",
+		Example: "  skein release create meter --model meter@1\n  skein release create meter --model meter@2 --param camera_url:url! --param threshold:float=0.8 --soak 30s\n" +
+			"  skein release create meter --model meter@2 --image triton:25.08 --workload workload.json",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Name = args[0]
 			req.SoakSeconds = int64(soak.Seconds())
@@ -52,6 +56,16 @@ func (a *app) releaseCreateCmd() *cobra.Command {
 				return err
 			}
 			req.Machine = layers
+			if workload != "" {
+				if req.Workload, err = os.ReadFile(workload); err != nil {
+					return fmt.Errorf("read workload: %w", err)
+				}
+			}
+			if image != "" {
+				if req.Image, err = a.imageFor(cmd.Context(), image, req.GetName()); err != nil {
+					return err
+				}
+			}
 			r, err := a.releases().CreateRelease(cmd.Context(), req)
 			if err != nil {
 				return err
@@ -67,6 +81,8 @@ func (a *app) releaseCreateCmd() *cobra.Command {
 	f.BoolVar(&req.Auto, "auto", false, "list it with no hand, within the policy signed for the model")
 	f.StringArrayVar(&machine.agents, "agent-binary", nil, "agent that devices switch to with this release: FILE, or FILE:TARGET for one target")
 	f.StringArrayVar(&machine.images, "os-image", nil, "image for the idle root file system slot and the target that it leads to: FILE:TARGET:TARGET-AFTER, or FILE::TARGET-AFTER")
+	f.StringVar(&image, "image", "", "container image that serves the model: of the registry here (NAME:TAG, NAME@DIGEST), or a file, which is pushed first")
+	f.StringVar(&workload, "workload", "", "workload.json, how the model is served")
 	f.DurationVar(&soak, "soak", 0, "how long a device watches the release before it commits")
 	_ = c.MarkFlagRequired("model")
 	a.offerFlag(c, "model", a.modelNames)
@@ -89,6 +105,7 @@ func releaseDetails(w io.Writer, r *releasev1.Release) {
 	for _, t := range r.GetTargets() {
 		row(w, "target", t.GetTarget()+"  "+short(t.GetManifestDigest())+"  "+size(t.GetBytes())+brings(r, t.GetTarget()))
 	}
+	workloadRows(w, r)
 	for _, p := range r.GetParameters() {
 		text := p.GetKey() + ": " + p.GetType()
 		if p.GetDefault() != "" {

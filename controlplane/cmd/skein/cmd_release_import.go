@@ -98,13 +98,7 @@ func (a *app) importBundle(ctx context.Context, path string, check bool) (*relea
 
 // uploadBlob sends bytes whose digest is known, unless the server has them.
 func (a *app) uploadBlob(ctx context.Context, name string, r io.ReaderAt, size int64, digest string) error {
-	u := uploader{app: a, file: r, total: size, digest: digest, bar: newProgress(a.env.stderr, name, size)}
-	known, err := u.exists(ctx)
-	if err != nil || known {
-		return err
-	}
-	defer u.bar.done()
-	if err := u.send(ctx); err != nil {
+	if _, err := a.send(ctx, r, size, digest, name); err != nil {
 		return fmt.Errorf("upload %s: %w", name, err)
 	}
 	return nil

@@ -158,7 +158,12 @@ func (v *verifier) trusted(ctx context.Context, root string, index ota.Digest) e
 
 // blob reads a document of the server and hashes it.
 func (v *verifier) blob(ctx context.Context, d ota.Digest, limit int64) ([]byte, error) {
-	body, err := fetch.HTTP(v.app.http(), v.app.config.server).Open(ctx, d, 0, limit)
+	return v.app.smallBlob(ctx, d, limit)
+}
+
+// smallBlob reads a blob that has at most limit bytes.
+func (a *app) smallBlob(ctx context.Context, d ota.Digest, limit int64) ([]byte, error) {
+	body, err := fetch.HTTP(a.http(), a.config.server).Open(ctx, d, 0, limit)
 	if err != nil {
 		return nil, err
 	}

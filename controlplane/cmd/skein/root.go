@@ -105,7 +105,7 @@ func (a *app) root() *cobra.Command {
   skein release create meter --model meter@1
   skein rollout start --release meter@1 --watch`,
 		a.loginCmd(), a.contextCmd(), a.whoamiCmd(), a.deviceCmd(), a.fleetCmd(), a.tokenCmd(), a.paramCmd(), a.policyCmd(),
-		a.modelCmd(), a.releaseCmd(), a.artifactCmd(), a.rolloutCmd(), a.auditCmd(), a.credentialCmd(), a.trustCmd())
+		a.modelCmd(), a.releaseCmd(), a.imageCmd(), a.artifactCmd(), a.rolloutCmd(), a.auditCmd(), a.credentialCmd(), a.trustCmd())
 	cmd.Long = `skein ships models to a fleet of NVIDIA Jetsons, watches how they do, and
 takes them back when they go wrong.
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -167,7 +168,8 @@ skein release create --auto lists releases of the model with the online key, and
 take them only if every file in them is within the policy: weights and engines of the
 formats named, up to a size, proven by a golden set that a person chose. Code never is;
 but mind that an engine (format plan) can hold code of whoever built it.
---like takes golden set, parameters, size and soak from a release that exists;
+--like takes golden set, parameters, size and soak from a release that exists, and pins
+its workload and container image, so that only weights change;
 --policy takes a whole policy from a JSON file. The key is the auto key of skein-signer:
 in production give it with --key, from the machine of the signer, not from the server.`,
 		Example: "  skein trust delegate meter --like meter@3 --key auto.pub\n  skein trust delegate meter --release meter --golden golden.json --max-bytes 200000000 --format onnx",
@@ -255,7 +257,7 @@ func (a *app) policy(ctx context.Context, model string, o delegateOptions) (trus
 		p.MinSoak = int64(o.minSoak / time.Second)
 	}
 	p.MaxCounter = o.maxCounter
-	p.Layers = []trust.LayerRule{{MediaType: manifest.MediaWeights, Formats: o.formats, MaxBytes: p.MaxBytes}}
+	p.Layers = append(p.Layers, trust.LayerRule{MediaType: manifest.MediaWeights, Formats: o.formats, MaxBytes: p.MaxBytes})
 	if err := p.Validate(); err != nil {
 		return p, hinted{usageError{err}, "--golden and --max-bytes say what is allowed, or --like RELEASE takes them from one that exists"}
 	}
@@ -305,10 +307,42 @@ func (a *app) likeRelease(ctx context.Context, name string, p *trust.AutoPolicy)
 		p.Parameters = []ota.Digest{ota.DigestOf([]byte(text))}
 	}
 	for _, t := range rel.GetTargets() {
-		p.MaxBytes = max(p.MaxBytes, 2*t.GetBytes())
+		pinned, err := a.pinServer(ctx, ota.Digest(t.GetManifestDigest()), p)
+		if err != nil {
+			return err
+		}
+		p.MaxBytes = max(p.MaxBytes, 2*(t.GetBytes()-pinned)+pinned)
 	}
 	p.MinSoak = rel.GetSoakSeconds()
 	return nil
+}
+
+// pinServer adds rules for the workload of one target and for each layer of its
+// image, by digest: what runs the model changes by a person's hand alone. It
+// returns their bytes.
+func (a *app) pinServer(ctx context.Context, d ota.Digest, p *trust.AutoPolicy) (pinned int64, err error) {
+	raw, err := a.smallBlob(ctx, d, manifest.MaxManifest)
+	if err != nil {
+		return 0, err
+	}
+	m, err := manifest.ParseManifest(raw)
+	if err != nil {
+		return 0, err
+	}
+	for _, l := range m.Layers {
+		if l.MediaType != manifest.MediaWorkload && !l.OfImage() {
+			continue
+		}
+		pinned += l.Size
+		i := slices.IndexFunc(p.Layers, func(r trust.LayerRule) bool { return r.MediaType == l.MediaType })
+		switch {
+		case i < 0:
+			p.Layers = append(p.Layers, trust.LayerRule{MediaType: l.MediaType, Digests: []ota.Digest{l.Digest}})
+		case !slices.Contains(p.Layers[i].Digests, l.Digest):
+			p.Layers[i].Digests = append(p.Layers[i].Digests, l.Digest)
+		}
+	}
+	return pinned, nil
 }
 
 func (a *app) trustUndelegateCmd() *cobra.Command {

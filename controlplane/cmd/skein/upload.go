@@ -39,16 +39,22 @@ func (a *app) upload(ctx context.Context, path string) (string, error) {
 		return "", fmt.Errorf("read file: %w", err)
 	}
 	digest := "sha256:" + hex.EncodeToString(h.Sum(nil))
-	u := uploader{app: a, file: f, total: total, digest: digest, bar: newProgress(a.env.stderr, filepath.Base(path), total)}
-	known, err := u.exists(ctx)
-	if err != nil || known {
-		return digest, err
-	}
-	defer u.bar.done()
-	if err := u.send(ctx); err != nil {
+	if _, err := a.send(ctx, f, total, digest, filepath.Base(path)); err != nil {
 		return "", fmt.Errorf("upload %s: %w", path, err)
 	}
 	return digest, nil
+}
+
+// send sends what has that digest unless it is there, and reports whether
+// it was not.
+func (a *app) send(ctx context.Context, content io.ReaderAt, total int64, digest, name string) (sent bool, err error) {
+	u := uploader{app: a, file: content, total: total, digest: digest, bar: newProgress(a.env.stderr, name, total)}
+	known, err := u.exists(ctx)
+	if err != nil || known {
+		return false, err
+	}
+	defer u.bar.done()
+	return true, u.send(ctx)
 }
 
 type uploader struct {

@@ -61,6 +61,8 @@ func Rules() map[string]Rule {
 		releasev1connect.ReleaseServiceCreateReleaseProcedure: operate,
 		releasev1connect.ReleaseServiceListReleasesProcedure:  read,
 		releasev1connect.ReleaseServiceGetReleaseProcedure:    read,
+		releasev1connect.ReleaseServiceListImagesProcedure:    read,
+		releasev1connect.ReleaseServiceGetImageProcedure:      read,
 
 		releasev1connect.ReleaseServiceListAttestationsProcedure: read,
 		releasev1connect.ReleaseServiceExportReleaseProcedure:    operate,

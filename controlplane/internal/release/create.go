@@ -27,6 +27,10 @@ type Request struct {
 	By         string
 	// Machine are agent binaries and OS images for targets.
 	Machine []MachineLayer
+	// Workload is workload.json, what serves the model; Image the container image
+	// that it runs in, of the registry here. Both may be empty.
+	Workload []byte
+	Image    string
 	// Auto lists it with no hand, in the role of its model, within the policy
 	// that persons signed.
 	Auto bool
@@ -48,6 +52,9 @@ func (c *Catalog) Create(ctx context.Context, r Request) (store.Release, error) 
 	}
 	machine, targets, err := c.machine(ctx, r, targets)
 	if err != nil {
+		return store.Release{}, err
+	}
+	if machine, err = c.workloads(ctx, r, targets, machine); err != nil {
 		return store.Release{}, err
 	}
 	savings, err := c.savings(ctx, r, m, machine)

@@ -340,6 +340,9 @@ func (v *verification) admit(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := v.workloads(ctx); err != nil {
+		return err
+	}
 	if err := v.remember(ctx); err != nil {
 		return err
 	}
@@ -359,5 +362,19 @@ func (v *verification) admit(ctx context.Context) error {
 	}
 	v.row.Ready = r.Ready
 	v.c.cfg.Logger.Info("release imported", "release", r.Name+"@"+r.Version, "digest", r.Digest, "publisher", r.Publisher)
+	return nil
+}
+
+// workloads checks what the release runs in, now that all of it is here.
+func (v *verification) workloads(ctx context.Context) error {
+	for _, t := range v.row.Targets {
+		m, err := manifest.ParseManifest(v.small[ota.Digest(t.Manifest)])
+		if err != nil {
+			return err
+		}
+		if _, err := v.c.readWorkload(ctx, t.Target, m); err != nil {
+			return fmt.Errorf("%w: target %s: %w", bundle.ErrContent, t.Target, err)
+		}
+	}
 	return nil
 }

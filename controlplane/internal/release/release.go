@@ -109,6 +109,7 @@ type entry struct {
 	target map[string]selected // by the text of a device's target
 
 	agents, systems []string // targets that get an agent, an operating system
+	workloads       []*Workload
 }
 
 type selected struct {
@@ -233,6 +234,13 @@ func (c *Catalog) rememberAs(ctx context.Context, r store.Release, waits string)
 		}
 		if _, _, brings, err := m.OSImage(); err == nil && brings {
 			e.systems = append(e.systems, d.Annotations[manifest.AnnTarget])
+		}
+		w, err := c.readWorkload(ctx, d.Annotations[manifest.AnnTarget], m)
+		if err != nil {
+			return fmt.Errorf("release %s@%s: %w", r.Name, r.Version, err)
+		}
+		if w != nil {
+			e.workloads = append(e.workloads, w)
 		}
 		for _, l := range m.Layers {
 			e.blobs[l.Digest] = true

@@ -55,6 +55,13 @@ func (c *Catalog) savings(ctx context.Context, r Request, m store.ModelVersion, 
 			return nil, err
 		}
 	}
+	// Layers of images get indexes alone: what is packed anew has nothing in
+	// common with what it was, and what is not travels well by chunks.
+	for _, l := range imagesOf(machine) {
+		if out[l.Digest], err = c.cfg.Deltas.Savings(ctx, l, nil); err != nil {
+			return nil, err
+		}
+	}
 	return out, nil
 }
 
@@ -72,8 +79,8 @@ func (c *Catalog) byName(tenant, name string) []*entry {
 	return es
 }
 
-// olderLayers lists the layers of the releases of a name, newest first, each
-// content once.
+// olderLayers lists the layers of the releases of a name, but for those of
+// container images, newest first, each content once.
 func (c *Catalog) olderLayers(ctx context.Context, tenant, name string) ([]manifest.Descriptor, error) {
 	var out []manifest.Descriptor
 	seen := map[ota.Digest]bool{}
@@ -83,7 +90,7 @@ func (c *Catalog) olderLayers(ctx context.Context, tenant, name string) ([]manif
 			return nil, err
 		}
 		for _, l := range layers {
-			if !seen[l.Digest] {
+			if !seen[l.Digest] && !l.OfImage() {
 				seen[l.Digest] = true
 				out = append(out, l)
 			}
@@ -115,6 +122,7 @@ func (c *Catalog) entryLayers(ctx context.Context, e *entry) ([]manifest.Descrip
 // Layer is one file of a release with what saves bytes on its way.
 type Layer struct {
 	Title     string
+	Image     bool // of the container image
 	Digest    ota.Digest
 	Size      int64
 	Chunks    int   // 0: it has no index
@@ -172,7 +180,7 @@ func (c *Catalog) explain(ctx context.Context, l manifest.Descriptor, previous, 
 	if err != nil {
 		return Layer{}, err
 	}
-	x := Layer{Title: l.Title(), Digest: l.Digest, Size: l.Size, Patches: save.Patches}
+	x := Layer{Title: l.Title(), Image: l.OfImage(), Digest: l.Digest, Size: l.Size, Patches: save.Patches}
 	a := chunk.Artifact{Digest: l.Digest, Size: l.Size}
 	var others []*chunk.Index
 	for _, p := range previous {

@@ -52,6 +52,9 @@ func (s *releaseService) message(r store.Release, running int32) (*releasev1.Rel
 	if err == nil {
 		m.AgentTargets, m.OsTargets = s.Catalog.Machine(r.Tenant, ota.Digest(r.Digest))
 		m.Pending = s.Catalog.Pending(r.Tenant, ota.Digest(r.Digest))
+		for _, w := range s.Catalog.Workloads(r.Tenant, ota.Digest(r.Digest)) {
+			m.Workloads = append(m.Workloads, workloadMessage(w))
+		}
 	}
 	return m, err
 }
@@ -61,7 +64,8 @@ func (s *releaseService) CreateRelease(ctx context.Context, req *releasev1.Creat
 		return nil, fmt.Errorf("%w: soak of %d seconds", release.ErrInvalid, sec)
 	}
 	q := release.Request{Tenant: auth.Tenant(ctx), Name: req.GetName(), Version: req.GetVersion(), Model: req.GetModel(), Targets: req.GetTargets(),
-		Soak: time.Duration(req.GetSoakSeconds()) * time.Second, By: store.Actor(ctx), Auto: req.GetAuto()}
+		Soak: time.Duration(req.GetSoakSeconds()) * time.Second, By: store.Actor(ctx), Auto: req.GetAuto(),
+		Workload: req.GetWorkload(), Image: req.GetImage()}
 	for _, p := range req.GetParameters() {
 		q.Parameters = append(q.Parameters, manifest.ParamDecl{Key: p.GetKey(), Type: p.GetType(), Default: p.GetDefault(), Description: p.GetDescription(), Required: p.GetRequired()})
 	}

@@ -44,7 +44,7 @@ func (s *releaseService) explainTransfer(ctx context.Context, tenant string, d o
 }
 
 func layerMessage(l release.Layer) *releasev1.Layer {
-	m := &releasev1.Layer{Title: l.Title, Digest: string(l.Digest), Bytes: l.Size, Chunks: int32(l.Chunks), IndexBytes: l.IndexSize, SharedBytes: l.Shared}
+	m := &releasev1.Layer{Title: l.Title, Image: l.Image, Digest: string(l.Digest), Bytes: l.Size, Chunks: int32(l.Chunks), IndexBytes: l.IndexSize, SharedBytes: l.Shared}
 	for _, p := range l.Patches {
 		m.Patches = append(m.Patches, &releasev1.LayerPatch{BaseDigest: string(p.Base), Kind: p.Kind, Bytes: p.Size})
 	}

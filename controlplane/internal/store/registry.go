@@ -91,6 +91,24 @@ func (tx *Tx) RegistryTags(ctx context.Context, tenant, repo string) ([]string, 
 	return out, wrap(err, "read tags")
 }
 
+// RegistryTag is a name of a manifest in a repository.
+type RegistryTag struct {
+	Tag      string
+	Manifest RegistryManifest
+}
+
+// RegistryTagged returns all that people pushed and tagged, by repository and
+// tag.
+func (tx *Tx) RegistryTagged(ctx context.Context, tenant string) ([]RegistryTag, error) {
+	rows, err := tx.QueryContext(ctx, `SELECT t.tag, m.tenant, m.repo, m.digest, m.media_type, m.artifact_type, m.subject, m.size, m.annotations, m.own, m.created
+		FROM registry_tags t JOIN registry_manifests m USING (tenant, repo, digest) WHERE t.tenant = ? AND NOT m.own ORDER BY t.repo, t.tag`, tenant)
+	out, err := collect(rows, err, func(r *sql.Rows) (t RegistryTag, err error) {
+		t.Manifest, err = scanRegistry(func(into ...any) error { return r.Scan(append([]any{&t.Tag}, into...)...) })
+		return t, err
+	})
+	return out, wrap(err, "read tags")
+}
+
 // RegistryHasRepo reports whether anything was pushed to a repository.
 func (tx *Tx) RegistryHasRepo(ctx context.Context, tenant, repo string) (bool, error) {
 	var n int
