@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/manifest"
@@ -97,6 +98,69 @@ type Endpoints interface {
 	Acquire(ctx context.Context, id string) (e Endpoint, release func(), err error)
 }
 
+// TensorInfo is one input or output of a model; a size of -1 is the caller's choice.
+type TensorInfo struct {
+	Name     string
+	Datatype string // FP32, INT64 and so on
+	Shape    []int64
+}
+
+// Signature is what a model takes and gives, as its server says.
+type Signature struct {
+	Inputs, Outputs []TensorInfo
+}
+
+// Describer is implemented by runtimes whose servers say what a model takes. A
+// signature without inputs means that the server does not say.
+type Describer interface {
+	Describe(ctx context.Context, id string) (Signature, error)
+}
+
+// Event is something that a workload did by itself.
+type Event struct {
+	Time     time.Time
+	Workload string
+	Kind     string // one of the kinds below
+	Message  string
+}
+
+// Kinds of events.
+const (
+	EventExit    = "exit"    // the server ended
+	EventOOM     = "oom"     // the kernel ended it for memory
+	EventHung    = "hung"    // it stopped answering and is started again
+	EventGrowth  = "growth"  // it is started again because its memory grew
+	EventRestart = "restart" // it answers again
+	EventAdopted = "adopted" // it ran before the agent started, and goes on
+)
+
+// Watcher is implemented by runtimes that tell of events. f must not block and
+// must not call the runtime.
+type Watcher interface {
+	Watch(f func(Event))
+}
+
+// Server describes what runs for one workload.
+type Server struct {
+	ID       string
+	Kind     string     // process or container
+	Server   string     // v2 or triton
+	Image    ota.Digest // empty for a process
+	State    string     // ready, starting, waiting or left over
+	Reason   string
+	Started  time.Time
+	Restarts int
+	LastExit string // how it last ended by itself
+	Memory   int64  // bytes, 0 when unknown
+	CPU      time.Duration
+	Endpoint Endpoint
+}
+
+// Reporter is implemented by runtimes whose workloads are servers.
+type Reporter interface {
+	Servers(ctx context.Context) ([]Server, error)
+}
+
 // Images is implemented by runtimes that need container images.
 type Images interface {
 	// EnsureImage makes img ready to start; what it unpacked is durable when it
@@ -114,12 +178,13 @@ type Inferer interface {
 	Infer(ctx context.Context, id string, req Request) (Response, error)
 }
 
-// Tensor is a named FP32 tensor in row-major order, as in the KServe v2
-// protocol (datatype FP32).
+// Tensor is a named tensor in row-major order, as in the KServe v2 protocol. Its
+// values are held as FP32; Datatype is what they are on the wire, FP32 when empty.
 type Tensor struct {
-	Name  string
-	Shape []int64
-	Data  []float32
+	Name     string
+	Shape    []int64
+	Data     []float32
+	Datatype string
 }
 
 // Request is a KServe v2 inference request.

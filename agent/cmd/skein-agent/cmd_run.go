@@ -20,6 +20,7 @@ import (
 	"github.com/skein-fleet/skein/agent/internal/host"
 	"github.com/skein-fleet/skein/agent/internal/localapi"
 	"github.com/skein-fleet/skein/agent/internal/process"
+	"github.com/skein-fleet/skein/agent/internal/serving"
 	"github.com/skein-fleet/skein/agent/runtime"
 	"github.com/skein-fleet/skein/agent/runtime/mock"
 	"github.com/skein-fleet/skein/ota/slot"
@@ -233,10 +234,13 @@ func newRuntime(o runOptions, log *slog.Logger) (runtime.Runtime, func() error, 
 	case "mock":
 		return mock.New(mock.Options{}), func() error { return nil }, nil
 	case "process":
-		rt, err := process.New(process.Options{Command: strings.Fields(o.modelCommand), Logger: log})
-		if err != nil {
-			return nil, nil, fmt.Errorf("%w: %w: give --model-command, or --runtime mock", errUsage, err)
+		if o.modelCommand == "" {
+			return nil, nil, fmt.Errorf("%w: no command for model servers is configured: give --model-command, or --runtime mock", errUsage)
 		}
+		rt := serving.New(serving.Options{
+			Launcher: serving.ByImage{Plain: process.New(process.Options{Logger: log})}, Dir: filepath.Join(o.state, "serving"),
+			Command: strings.Fields(o.modelCommand), Logger: log,
+		})
 		return rt, rt.Close, nil
 	}
 	return nil, nil, fmt.Errorf("%w: --runtime %q: want process or mock", errUsage, o.runtime)

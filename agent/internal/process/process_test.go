@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/skein-fleet/skein/agent/internal/serving"
 	"github.com/skein-fleet/skein/agent/runtime"
 	"github.com/skein-fleet/skein/agent/runtime/kserve"
 	"github.com/skein-fleet/skein/agent/runtime/mock"
@@ -45,9 +46,9 @@ func serve(args []string) int {
 		fmt.Println(err)
 		switch {
 		case errors.Is(err, runtime.ErrIncompatible):
-			return ExitIncompatible
+			return serving.ExitIncompatible
 		case errors.Is(err, runtime.ErrNoCapacity):
-			return ExitNoCapacity
+			return serving.ExitNoCapacity
 		}
 		return 1
 	}
@@ -66,19 +67,17 @@ func serve(args []string) int {
 	return 0
 }
 
-func newRuntime(t *testing.T) *Runtime {
+func newRuntime(t *testing.T) *serving.Runtime {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	rt, err := New(Options{
+	rt := serving.New(serving.Options{
+		Launcher: New(Options{StopTimeout: 5 * time.Second}), Dir: t.TempDir(),
 		Command:    []string{self, "serve", "--addr", "{addr}", "--dir", "{dir}", "--model", "{model}", "--version", "{version}"},
 		ReadyEvery: 5 * time.Millisecond, StopTimeout: 5 * time.Second,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
 		if err := rt.Close(); err != nil {
 			t.Error(err)
@@ -112,15 +111,14 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-func (r *Runtime) get(t *testing.T, id, path string) string {
+func get(t *testing.T, r *serving.Runtime, id, path string) string {
 	t.Helper()
-	r.mu.Lock()
-	s := r.servers[id]
-	r.mu.Unlock()
-	s.mu.Lock()
-	url := s.client.URL
-	s.mu.Unlock()
-	resp, err := http.Get(url + path)
+	e, release, err := r.Acquire(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	resp, err := http.Get("http://" + e.HTTP + path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +134,7 @@ func TestParametersAreInTheEnvironment(t *testing.T) {
 	if err := rt.Load(t.Context(), w); err != nil {
 		t.Fatal(err)
 	}
-	if got := rt.get(t, "a", "/env"); got != "rtsp://a" {
+	if got := get(t, rt, "a", "/env"); got != "rtsp://a" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -151,7 +149,7 @@ func TestCrashedServerComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	var pid int
-	if _, err := fmt.Sscan(rt.get(t, "a", "/pid"), &pid); err != nil {
+	if _, err := fmt.Sscan(get(t, rt, "a", "/pid"), &pid); err != nil {
 		t.Fatal(err)
 	}
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
@@ -193,13 +191,11 @@ func TestLoadTimeout(t *testing.T) {
 }
 
 func TestMissingCommand(t *testing.T) {
-	if _, err := New(Options{}); !errors.Is(err, ErrNoCommand) {
+	none := serving.New(serving.Options{Launcher: New(Options{}), Dir: t.TempDir()})
+	if err := none.Load(t.Context(), runtime.Workload{ID: "a"}); !errors.Is(err, serving.ErrNoCommand) || !errors.Is(err, runtime.ErrIncompatible) {
 		t.Errorf("got %v", err)
 	}
-	rt, err := New(Options{Command: []string{"/nowhere/server"}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	rt := serving.New(serving.Options{Launcher: New(Options{}), Dir: t.TempDir(), Command: []string{"/nowhere/server"}})
 	if err := rt.Load(t.Context(), runtime.Workload{ID: "a"}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}

@@ -134,7 +134,7 @@ func (c *Client) Infer(ctx context.Context, model, version string, req runtime.R
 	}
 	resp := runtime.Response{ModelName: out.ModelName, ModelVersion: out.ModelVersion, ID: out.ID}
 	for i := range out.Outputs {
-		t, err := out.Outputs[i].tensor()
+		t, err := out.Outputs[i].values()
 		if err != nil {
 			return runtime.Response{}, fmt.Errorf("infer on %s: %w", model, err)
 		}

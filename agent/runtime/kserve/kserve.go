@@ -1,13 +1,15 @@
 // Package kserve speaks the KServe v2 inference protocol (Open Inference
-// Protocol) over HTTP with JSON tensors: a handler over anything that infers,
-// and a small client. It owns the JSON forms, the status codes and the bounds
-// on bodies; it starts nothing and keeps no state. Only datatype FP32 is
-// served; the binary tensor extension is not. The agent and the simulator
+// Protocol): a handler over anything that infers (HTTP with JSON tensors), and
+// small clients over HTTP and gRPC. It owns the JSON forms, the status codes,
+// the datatypes and the bounds on bodies; it starts nothing and keeps no state.
+// The handler serves datatype FP32 alone and no binary tensors; the clients
+// speak to servers of other numeric datatypes too. The agent and the simulator
 // import it.
 package kserve
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -104,6 +106,14 @@ func (t *tensorJSON) tensor() (runtime.Tensor, error) {
 	if t.Datatype != DatatypeFP32 {
 		return bad("datatype %q: only %s is served", t.Datatype, DatatypeFP32)
 	}
+	return t.values()
+}
+
+// values reads the data as floats, whatever the datatype.
+func (t *tensorJSON) values() (runtime.Tensor, error) {
+	bad := func(format string, args ...any) (runtime.Tensor, error) {
+		return runtime.Tensor{}, fmt.Errorf("%w: %q: %s", ErrBadTensor, t.Name, fmt.Sprintf(format, args...))
+	}
 	if len(t.Shape) > maxRank {
 		return bad("%d dimensions: at most %d", len(t.Shape), maxRank)
 	}
@@ -121,7 +131,15 @@ func (t *tensorJSON) tensor() (runtime.Tensor, error) {
 	if n != int64(len(data)) {
 		return bad("shape %v needs %d values, there are %d", t.Shape, n, len(data))
 	}
-	return runtime.Tensor{Name: t.Name, Shape: t.Shape, Data: data}, nil
+	return runtime.Tensor{Name: t.Name, Shape: t.Shape, Data: data, Datatype: otherType(t.Datatype)}, nil
+}
+
+// otherType is empty for FP32, which needs no saying.
+func otherType(datatype string) string {
+	if datatype == DatatypeFP32 {
+		return ""
+	}
+	return datatype
 }
 
 // flatten reads a list of numbers, nested up to depth deep.
@@ -133,6 +151,9 @@ func flatten(raw json.RawMessage, depth int) ([]float32, error) {
 	if len(inner) == 0 || inner[0] != '[' {
 		if bytes.Contains(raw, []byte("null")) { // which decodes as 0
 			return nil, errors.New("a value is null")
+		}
+		if rest := bytes.TrimLeft(raw, " \t\r\n["); len(rest) > 0 && (rest[0] == 't' || rest[0] == 'f') {
+			return bools(raw)
 		}
 		var list []float32
 		err := json.Unmarshal(raw, &list)
@@ -156,6 +177,20 @@ func flatten(raw json.RawMessage, depth int) ([]float32, error) {
 	return out, nil
 }
 
+func bools(raw json.RawMessage) ([]float32, error) {
+	var list []bool
+	if err := json.Unmarshal(raw, &list); err != nil {
+		return nil, err
+	}
+	out := make([]float32, len(list))
+	for i, v := range list {
+		if v {
+			out[i] = 1
+		}
+	}
+	return out, nil
+}
+
 // toJSON writes a tensor; JSON has no way to say NaN or infinity.
 func toJSON(t runtime.Tensor) (tensorJSON, error) {
 	for i, v := range t.Data {
@@ -163,7 +198,12 @@ func toJSON(t runtime.Tensor) (tensorJSON, error) {
 			return tensorJSON{}, fmt.Errorf("%w: %q: value %d is %v, which JSON cannot hold", ErrBadTensor, t.Name, i, v)
 		}
 	}
-	data, err := json.Marshal(t.Data)
+	datatype := cmp.Or(t.Datatype, DatatypeFP32)
+	typed, err := typedValues(t, datatype)
+	if err != nil {
+		return tensorJSON{}, err
+	}
+	data, err := json.Marshal(typed)
 	if len(t.Data) == 0 {
 		data = []byte("[]")
 	}
@@ -171,5 +211,5 @@ func toJSON(t runtime.Tensor) (tensorJSON, error) {
 	if shape == nil {
 		shape = []int64{}
 	}
-	return tensorJSON{Name: t.Name, Shape: shape, Datatype: DatatypeFP32, Data: data}, err
+	return tensorJSON{Name: t.Name, Shape: shape, Datatype: datatype, Data: data}, err
 }
