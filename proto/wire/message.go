@@ -227,6 +227,8 @@ type Reported struct {
 	Agent *AgentSlots `cbor:"16,keyasint,omitempty"`
 	// Policy is absent while no policy restrains the device.
 	Policy *PolicyState `cbor:"17,keyasint,omitempty"`
+	// Power is absent on machines without power modes and throttling that tell.
+	Power *Power `cbor:"18,keyasint,omitempty"`
 }
 
 // SourceBytes says what one way to blobs brought: peer, https, mqtt, child.

@@ -23,6 +23,11 @@ type Policy struct {
 	// Now lets this generation wait for no window and no allowance, by the word
 	// of an operator.
 	Now bool `cbor:"8,keyasint,omitempty"`
+	// Power is how the board should run; absent parts stay as they are.
+	Power *PowerWish `cbor:"9,keyasint,omitempty"`
+	// MaxHold is how many seconds at most applications may hold an update off; 0
+	// leaves it to the agent, -1 allows none.
+	MaxHold int64 `cbor:"10,keyasint,omitempty"`
 }
 
 // Schedule is weekly windows, in the form of package ota/window, in a zone;
@@ -87,6 +92,7 @@ const (
 	WaitsForDownloadWindow WaitKind = 1
 	WaitsForApplyWindow    WaitKind = 2
 	WaitsForAllowance      WaitKind = 3
+	WaitsForHold           WaitKind = 4 // an application holds it off
 )
 
 // String returns the kind's name.
@@ -98,6 +104,8 @@ func (k WaitKind) String() string {
 		return "apply window"
 	case WaitsForAllowance:
 		return "allowance"
+	case WaitsForHold:
+		return "hold of an application"
 	}
 	return fmt.Sprintf("wait %d", uint8(k))
 }
@@ -113,6 +121,16 @@ type PolicyState struct {
 	// it may go on, 0 when that is not in sight.
 	Waits WaitKind `cbor:"5,keyasint,omitempty"`
 	Until int64    `cbor:"6,keyasint,omitempty"`
+	// Holds are those of applications, whether something waits or not.
+	Holds []Hold `cbor:"7,keyasint,omitempty"`
+}
+
+// Hold is an application that holds updates off.
+type Hold struct {
+	Owner  string `cbor:"1,keyasint" json:"owner"`
+	Reason string `cbor:"2,keyasint" json:"reason"`
+	Since  int64  `cbor:"3,keyasint" json:"since"` // unix seconds of the device's clock
+	Until  int64  `cbor:"4,keyasint" json:"until"`
 }
 
 // Usage is what was taken of one allowance.
