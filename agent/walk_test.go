@@ -18,11 +18,11 @@ import (
 // network; does it say so; does it reach the end when the network is back?
 
 // committed returns a disk with release "1" committed, whole and durable.
-func committed(t *testing.T, w *world) *slot.Mem {
+func committed(t *testing.T, w *world, change ...func(*Options)) *slot.Mem {
 	t.Helper()
 	files := slot.NewMem()
 	synctest.Test(t, func(t *testing.T) {
-		d := w.boot(files)
+		d := w.boot(files, change...)
 		w.want(1, "1")
 		d.link.SetOnline(true)
 		settle(time.Minute)
@@ -42,6 +42,16 @@ type walkWorld struct {
 	// end is what the device must run in the end, and with which failure.
 	end     float32
 	failure ota.FailureClass
+	// more changes the agent of a start of the machine.
+	more func(o *Options, boot uint64)
+}
+
+func (w *walkWorld) change(boot uint64) func(*Options) {
+	return func(o *Options) {
+		if w.more != nil {
+			w.more(o, boot)
+		}
+	}
 }
 
 func newWalk(t *testing.T, second model, end float32, failure ota.FailureClass) *walkWorld {
@@ -65,7 +75,7 @@ func (w *walkWorld) cutAt(t *testing.T, cut func(files *slot.Mem, o *Options)) *
 	w.reset()
 	synctest.Test(t, func(t *testing.T) {
 		w.t = t
-		d, err := w.tryBoot(files, func(o *Options) { cut(files, o) })
+		d, err := w.tryBoot(files, w.change(1), func(o *Options) { cut(files, o) })
 		if errors.Is(err, slot.ErrCut) {
 			return
 		}
@@ -82,12 +92,12 @@ func (w *walkWorld) cutAt(t *testing.T, cut func(files *slot.Mem, o *Options)) *
 }
 
 // restart starts on a disk after the cut and checks everything that is promised.
-func (w *walkWorld) restart(t *testing.T, files *slot.Mem) {
+func (w *walkWorld) restart(t *testing.T, files *slot.Mem, boot uint64) {
 	t.Helper()
 	w.reset()
 	synctest.Test(t, func(t *testing.T) {
 		w.t = t
-		d := w.boot(files)
+		d := w.boot(files, w.change(boot))
 		// Without the network first.
 		w.unplug(true)
 		settle(20 * time.Second)
@@ -136,12 +146,12 @@ func (w *walkWorld) restart(t *testing.T, files *slot.Mem) {
 func (w *walkWorld) walk(t *testing.T, name string, cut func(files *slot.Mem, o *Options)) {
 	left := w.cutAt(t, cut)
 	for seed := range uint64(3) {
-		ok := t.Run(fmt.Sprintf("%s power %d", name, seed), func(t *testing.T) { w.restart(t, left.Crash(seed)) })
+		ok := t.Run(fmt.Sprintf("%s power %d", name, seed), func(t *testing.T) { w.restart(t, left.Crash(seed), 2) })
 		if !ok || testing.Short() {
 			break
 		}
 	}
-	t.Run(name+" kill", func(t *testing.T) { w.restart(t, left.Restart()) })
+	t.Run(name+" kill", func(t *testing.T) { w.restart(t, left.Restart(), 1) })
 }
 
 // everyCut walks all steps and all disk operations of one update.

@@ -365,12 +365,13 @@ func (w *world) event(attack string) bool {
 type board struct {
 	files slot.Files
 	clock func() time.Time
+	start uint64       // of the machine, 99 when 0
 	iface atomic.Value // string, of the default route
 }
 
 func (b *board) Facts(context.Context) (Facts, error) {
 	target, err := ota.ParseTarget(testTarget)
-	return Facts{Target: target, Hardware: "test board", Serial: "S1", BootID: 99}, err
+	return Facts{Target: target, Hardware: "test board", Serial: "S1", BootID: cmp.Or(b.start, 99)}, err
 }
 
 func (b *board) Readings(context.Context) ([]telemetry.Reading, error) {

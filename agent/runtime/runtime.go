@@ -171,6 +171,12 @@ type Images interface {
 	KeepImages(ctx context.Context, keep []ota.Digest) error
 }
 
+// ImageRunner is implemented by runtimes with Images that may be set up without
+// containers; then they refuse every image.
+type ImageRunner interface {
+	RunsImages() bool
+}
+
 // Inferer answers inference requests.
 type Inferer interface {
 	// Infer runs one request on the workload id, or on the serving one when

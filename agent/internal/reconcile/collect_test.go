@@ -81,7 +81,7 @@ func TestCollectKeepsWhatIsNeeded(t *testing.T) {
 		if after := rapid.IntRange(0, 60).Draw(t, "cut after"); after < 40 {
 			files.FailAfter(after)
 		}
-		err = NewExecutor(Config{Files: files, Blobs: blobs, State: st}).collect(spare...)
+		err = NewExecutor(Config{Files: files, Blobs: blobs, State: st}).collect(t.Context(), spare...)
 		files.FailAfter(-1)
 		if err != nil { // the power went
 			files = files.Crash(rapid.Uint64().Draw(t, "seed"))
@@ -90,7 +90,7 @@ func TestCollectKeepsWhatIsNeeded(t *testing.T) {
 			if st, err = state.Open(files); err != nil {
 				t.Fatal(err)
 			}
-			err = NewExecutor(Config{Files: files, Blobs: blobs, State: st}).collect(spare...)
+			err = NewExecutor(Config{Files: files, Blobs: blobs, State: st}).collect(t.Context(), spare...)
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -38,6 +38,7 @@ type Executor struct {
 	Config
 	counted   int64            // bytes fetched that are in the state already
 	countedBy map[string]int64 // the same by way
+	renewed   map[ota.Digest]bool
 
 	mu      sync.Mutex // guards what follows
 	cancel  context.CancelCauseFunc
@@ -110,7 +111,7 @@ func NewExecutor(c Config) *Executor {
 	orDefault(&c.ProveTimeout, 10*time.Minute)
 	orDefault(&c.SoakEvery, time.Second)
 	orDefault(&c.TendEvery, 15*time.Second)
-	return &Executor{Config: c}
+	return &Executor{Config: c, renewed: map[ota.Digest]bool{}}
 }
 
 // undoTimeout bounds the way back, which does not end with the update's context.
@@ -247,6 +248,7 @@ type attempt struct {
 	params  map[string]string
 
 	manifest manifest.Descriptor // found by verify
+	stopped  time.Time           // when the old workload was unloaded to make room
 }
 
 type doFunc func(context.Context, *attempt) (note string, err error)
@@ -518,5 +520,5 @@ func (x *Executor) remove(ctx context.Context) error {
 	if err := x.Runtime.Unload(ctx, cur.WorkloadID()); err != nil {
 		return fmt.Errorf("unload %s: %w", cur.WorkloadID(), err)
 	}
-	return x.collect()
+	return x.collect(ctx)
 }

@@ -32,6 +32,10 @@ type contents struct {
 	agent     *manifest.Descriptor // binary of the agent, if the release brings one
 	os        *manifest.Descriptor // OS image, if it brings one that does not run yet
 	after     ota.Target           // of the device, once it does
+
+	own      *manifest.Manifest   // the one that counts
+	workload *manifest.Descriptor // what serves the model, if it says so
+	image    *manifest.Descriptor // manifest of the container image, if it brings one
 }
 
 // bring lists what is fetched beyond index and manifest.
@@ -79,6 +83,17 @@ func (x *Executor) read(ctx context.Context, i *state.Install) (*contents, error
 	c.manifest = desc
 	if of, is := m.Annotations[manifest.AnnTarget], desc.Annotations[manifest.AnnTarget]; of != is {
 		return nil, fmt.Errorf("%w: the index lists for %q a manifest that is made for %q", manifest.ErrNoTarget, is, of)
+	}
+	c.own = m
+	if w, ok, err := m.Workload(); err != nil {
+		return nil, err
+	} else if ok {
+		c.workload = &w
+	}
+	if im, _, ok, err := m.Image(); err != nil {
+		return nil, err
+	} else if ok {
+		c.image = &im
 	}
 	if c.weights, c.format, err = m.Weights(); err != nil {
 		return nil, err
@@ -165,13 +180,16 @@ func (x *Executor) doFetch(ctx context.Context, a *attempt) (string, error) {
 	if err := x.checkBoot(ctx, c); err != nil {
 		return "", err
 	}
+	if err := x.fetchServer(ctx, c); err != nil {
+		return "", err
+	}
 	memory, err := x.memory(c)
 	if err != nil {
 		return "", err
 	}
 	err = x.room(c)
 	if errors.Is(err, slot.ErrDiskFull) { // what failed updates left may be in the way
-		if err := x.collect(c.blobs...); err != nil {
+		if err := x.collect(ctx, c.blobs...); err != nil {
 			return "", err
 		}
 		err = x.room(c)
@@ -181,7 +199,7 @@ func (x *Executor) doFetch(ctx context.Context, a *attempt) (string, error) {
 	}
 	x.Offer(c.bring())
 	b := x.newBringer(ctx, a.install.Release)
-	b.predicted = x.Fetch.BytesFetched() - before // index and manifest
+	b.predicted = x.Fetch.BytesFetched() - before // index, manifest and workload
 	for _, l := range c.bring() {
 		x.Point("fetch:before-blob")
 		if err := b.layer(ctx, l); err != nil {
@@ -198,9 +216,9 @@ func (x *Executor) room(c *contents) error {
 	if err != nil || free < 0 {
 		return nil // unknown: the writes will tell
 	}
-	var need int64
+	need := x.unpacked(c)
 	for _, l := range c.bring() {
-		if l.MediaType != manifest.MediaOSImage { // which goes to a partition of its own
+		if l.MediaType != manifest.MediaOSImage && !l.OfImage() { // one goes to a partition of its own, the other is unpacked
 			need += l.Size
 		}
 		if !x.Blobs.Has(l.Digest) {
@@ -296,9 +314,9 @@ func (x *Executor) bring(ctx context.Context, d manifest.Descriptor, from fetch.
 
 // undoFetch keeps what arrived whole, for the next try, until the next commit
 // collects it; a full disk gets it back at once.
-func (x *Executor) undoFetch(_ context.Context, u *state.Update) error {
+func (x *Executor) undoFetch(ctx context.Context, u *state.Update) error {
 	if strings.Contains(u.Cause, slot.ErrDiskFull.Error()) || !u.Undoing {
-		return x.collect()
+		return x.collect(ctx)
 	}
 	return nil
 }

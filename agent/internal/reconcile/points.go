@@ -3,8 +3,8 @@ package reconcile
 import "github.com/skein-fleet/skein/ota"
 
 // Points names the moments before a durable write of an update, for tests that
-// end the process there. Those of the agent's binary, of an operating system
-// and of an undo are passed only by updates that have one.
+// end the process there. Those of a container image, of the agent's binary, of
+// an operating system and of an undo are passed only by updates that have one.
 func Points() []string {
 	out := []string{"begin:before-state"}
 	for _, s := range ota.Steps {
@@ -13,7 +13,7 @@ func Points() []string {
 		case ota.StepFetch:
 			out = append(out, "fetch:before-blob")
 		case ota.StepStage:
-			out = append(out, "stage:before-files", "stage:before-complete",
+			out = append(out, "stage:before-files", "stage:before-complete", "image:before-import", "image:before-whole",
 				"os:before-write", "os:before-written", "os:before-active", "os:before-switched", "os:before-reboot",
 				"agent:before-put", "agent:before-try", "agent:before-handover")
 		case ota.StepCommit:

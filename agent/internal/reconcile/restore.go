@@ -37,6 +37,10 @@ func (x *Executor) restore(ctx context.Context) error {
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
+	if errors.Is(err, errImage) {
+		// The container run-time does not do it now; nothing of ours is damaged.
+		return fmt.Errorf("restore %s %s: %w", cur.Name, cur.Version, err)
+	}
 	x.Logger.Warn("the committed workload is laid out again", "release", cur.Release.Short(), "error", err)
 	c, rerr := x.heal(ctx, cur)
 	if rerr == nil {
@@ -47,6 +51,13 @@ func (x *Executor) restore(ctx context.Context) error {
 	}
 	if err := x.Runtime.Unload(ctx, cur.WorkloadID()); err != nil {
 		return fmt.Errorf("restore %s %s: %w", cur.Name, cur.Version, err)
+	}
+	if d := cur.Image(); d != "" && !x.renewed[d] {
+		// Once a run of the agent: it may be what the disk damaged, and costs much.
+		x.renewed[d] = true
+		if err := x.ensureImage(ctx, cur, true); err != nil {
+			return fmt.Errorf("restore %s %s: %w", cur.Name, cur.Version, err)
+		}
 	}
 	if err := x.bringUp(ctx, cur, params); err != nil {
 		return fmt.Errorf("restore %s %s: %w", cur.Name, cur.Version, err)
@@ -148,6 +159,9 @@ func (x *Executor) bringUp(ctx context.Context, i *state.Install, params map[str
 			x.suspect(i.Release, err)
 			return err
 		}
+		if err := x.ensureImage(ctx, i, false); err != nil {
+			return err
+		}
 	}
 	err := x.load(ctx, w)
 	if errors.Is(err, runtime.ErrNoCapacity) {
@@ -209,7 +223,8 @@ func (x *Executor) unloadOthers(ctx context.Context, id string) error {
 
 // collect removes staged folders and blobs that neither the committed release
 // nor the one before needs, but for those to spare.
-func (x *Executor) collect(spare ...ota.Digest) error {
+func (x *Executor) collect(ctx context.Context, spare ...ota.Digest) error {
+	x.keepImages(ctx)
 	s := x.State.Get()
 	keep := []*state.Install{s.Current, s.Previous}
 	blobs, dirs := map[ota.Digest]bool{}, map[string]bool{}

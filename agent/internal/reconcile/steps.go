@@ -59,6 +59,9 @@ func (x *Executor) doVerify(ctx context.Context, a *attempt) (string, error) {
 	i.ModelVersion = fmt.Sprint(c.release.ModelVersion)
 	i.ModelFile, i.Format = c.weights.Title(), c.format
 	i.Golden, i.Soak, i.Blobs = c.golden.Digest, c.release.Soak, c.blobs
+	if i.Spec, err = x.server(ctx, c); err != nil {
+		return "", err
+	}
 	a.manifest = c.manifest
 	if c.os != nil { // in its slot it needs no second place
 		i.Blobs = slices.DeleteFunc(slices.Clone(c.blobs), func(d ota.Digest) bool { return d == c.os.Digest })
@@ -82,12 +85,23 @@ func (x *Executor) doStage(ctx context.Context, a *attempt) (string, error) {
 	if err := x.stage(ctx, &a.install, c); err != nil {
 		return "", err
 	}
-	first, err := x.stageOS(ctx, a, c)
-	if err != nil {
+	if err := x.ensureImage(ctx, &a.install, false); err != nil {
 		return "", err
 	}
-	second, err := x.stageAgent(ctx, a, c)
-	return strings.Trim(first+", "+second, ", "), err
+	var notes []string
+	if d := a.install.Image(); d != "" {
+		notes = append(notes, "image "+d.Short()+" is unpacked")
+	}
+	for _, next := range []func(context.Context, *attempt, *contents) (string, error){x.stageOS, x.stageAgent} {
+		note, err := next(ctx, a, c)
+		if err != nil {
+			return "", err
+		}
+		if note != "" {
+			notes = append(notes, note)
+		}
+	}
+	return strings.Join(notes, ", "), nil
 }
 
 // stage lays the named files of a release out. The folder counts only with its
@@ -176,6 +190,7 @@ func (x *Executor) undoStage(ctx context.Context, u *state.Update) error {
 			return nil
 		}
 	}
+	x.keepImages(ctx)
 	return x.Files.Remove(u.Install.Dir())
 }
 
@@ -191,16 +206,23 @@ func (x *Executor) doLoad(ctx context.Context, a *attempt) (string, error) {
 	if err := x.intact(ctx, &a.install); err != nil {
 		return "", errors.Join(err, x.dropDamaged(ctx, &a.install))
 	}
-	err := x.load(ctx, w)
-	note := ""
-	if errors.Is(err, runtime.ErrNoCapacity) {
-		cur := x.State.Get().Current
-		if cur == nil || cur.WorkloadID() == w.ID {
+	swap, note := swapOf(&a.install), ""
+	cur := x.State.Get().Current
+	other := cur != nil && cur.WorkloadID() != w.ID
+	if swap == manifest.SwapUnloadFirst && other {
+		note = "the old workload was unloaded first, as the release says: nothing answers until the switch"
+		if err := x.makeRoom(ctx, a, cur); err != nil {
 			return "", err
 		}
-		note = "memory does not hold both: the old workload was unloaded first"
-		if err := x.Runtime.Unload(ctx, cur.WorkloadID()); err != nil {
-			return "", fmt.Errorf("unload the old workload to make room: %w", err)
+	}
+	err := x.load(ctx, w)
+	if errors.Is(err, runtime.ErrNoCapacity) && other && note == "" {
+		if swap == manifest.SwapBeside {
+			return "", fmt.Errorf("load %s: %w; the release asks for both beside each other (swap in workload.json)", a.install.ModelFile, err)
+		}
+		note = "memory does not hold both: the old workload was unloaded first, nothing answers until the switch"
+		if err := x.makeRoom(ctx, a, cur); err != nil {
+			return "", err
 		}
 		err = x.load(ctx, w)
 	}
@@ -208,6 +230,22 @@ func (x *Executor) doLoad(ctx context.Context, a *attempt) (string, error) {
 		return "", fmt.Errorf("load %s: %w", a.install.ModelFile, err)
 	}
 	return note, x.intact(ctx, &a.install)
+}
+
+func swapOf(i *state.Install) string {
+	if i.Spec == nil || i.Spec.Swap == "" {
+		return manifest.SwapAuto
+	}
+	return i.Spec.Swap
+}
+
+// makeRoom unloads what serves, and notes when.
+func (x *Executor) makeRoom(ctx context.Context, a *attempt, cur *state.Install) error {
+	a.stopped = x.Now()
+	if err := x.Runtime.Unload(ctx, cur.WorkloadID()); err != nil {
+		return fmt.Errorf("unload the old workload to make room: %w", err)
+	}
+	return nil
 }
 
 func (x *Executor) load(ctx context.Context, w runtime.Workload) error {
@@ -283,6 +321,9 @@ func (x *Executor) doSwitch(ctx context.Context, a *attempt) (string, error) {
 	defer cancel()
 	if err := x.Runtime.Switch(ctx, a.install.WorkloadID()); err != nil {
 		return "", fmt.Errorf("switch requests: %w", err)
+	}
+	if !a.stopped.IsZero() {
+		return fmt.Sprintf("nothing answered for %s", x.Now().Sub(a.stopped).Round(time.Millisecond)), nil
 	}
 	return "", nil
 }
@@ -393,7 +434,7 @@ func (x *Executor) doCommit(ctx context.Context, a *attempt) (string, error) {
 		}
 	}
 	x.Point("commit:before-collect")
-	if err := x.collect(); err != nil {
+	if err := x.collect(ctx); err != nil {
 		x.Logger.Warn("collect what the update left", "error", err)
 	}
 	return "", nil

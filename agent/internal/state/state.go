@@ -19,6 +19,7 @@ import (
 	"github.com/skein-fleet/skein/agent/internal/durable"
 	"github.com/skein-fleet/skein/agent/runtime"
 	"github.com/skein-fleet/skein/ota"
+	"github.com/skein-fleet/skein/ota/manifest"
 	"github.com/skein-fleet/skein/ota/slot"
 	"github.com/skein-fleet/skein/proto/wire"
 )
@@ -51,6 +52,16 @@ type Install struct {
 	Manifest     ota.Digest    `json:"manifest,omitzero"` // of this device's target as it was then
 	Target       string        `json:"target,omitzero"`   // that the manifest is for
 	Blobs        []ota.Digest  `json:"blobs,omitzero"`    // all that the release needs here
+	// Spec is what serves the model; nil is what the device is configured with.
+	Spec *manifest.Workload `json:"spec,omitzero"`
+}
+
+// Image is the container image that an install runs in, empty for none.
+func (i *Install) Image() ota.Digest {
+	if i == nil || i.Spec == nil || i.Spec.Image == nil {
+		return ""
+	}
+	return i.Spec.Image.Digest
 }
 
 // WorkloadID names the workload of an install on this device: a change of the
@@ -74,10 +85,14 @@ func (i *Install) Workload(f slot.Files, params map[string]string) runtime.Workl
 	if dir == "" {
 		dir = i.Dir()
 	}
-	return runtime.Workload{
+	w := runtime.Workload{
 		ID: i.WorkloadID(), Model: i.Model, Version: i.ModelVersion, Dir: dir,
-		ModelFile: i.ModelFile, Format: i.Format, Params: params,
+		ModelFile: i.ModelFile, Format: i.Format, Params: params, Spec: i.Spec,
 	}
+	if i.Spec != nil {
+		w.MemoryMiB = i.Spec.Resources.MemoryMiB
+	}
+	return w
 }
 
 // Update is the update under way.
@@ -113,6 +128,13 @@ type OS struct {
 	Returns int `json:"returns,omitzero"`
 }
 
+// Import is one image on its way into the container run-time, since the boot of
+// that id.
+type Import struct {
+	Image ota.Digest `json:"image"`
+	Boot  uint64     `json:"boot"`
+}
+
 // Failure is the original cause of the last update that did not succeed. It
 // stays until a later one does.
 type Failure struct {
@@ -139,6 +161,9 @@ type State struct {
 	Previous *Install `json:"previous,omitzero"`
 	Update   *Update  `json:"update,omitzero"`
 	Failure  *Failure `json:"failure,omitzero"`
+	// Importing are imports of container images that have begun and not ended.
+	// Replaced as a whole, never changed.
+	Importing []Import `json:"importing,omitzero"`
 	// OS is the image of the operating system that a release brought last.
 	OS ota.Digest `json:"os,omitzero"`
 
