@@ -218,7 +218,7 @@ func (e *Engine) Infer(ctx context.Context, id string, req runtime.Request) (run
 func (e *Engine) infer(ctx context.Context, l *workload, req runtime.Request) (runtime.Response, time.Duration, error) {
 	in := make([]interp.Tensor, len(req.Inputs))
 	for i, t := range req.Inputs {
-		in[i] = interp.Tensor(t)
+		in[i] = interp.Tensor{Name: t.Name, Shape: t.Shape, Data: t.Data}
 	}
 	start := time.Now()
 	out, st, err := l.s.Run(ctx, in)
@@ -237,7 +237,7 @@ func (e *Engine) infer(ctx context.Context, l *workload, req runtime.Request) (r
 	}
 	resp := runtime.Response{ModelName: l.w.Model, ModelVersion: l.w.Version, ID: req.ID}
 	for _, t := range out {
-		resp.Outputs = append(resp.Outputs, runtime.Tensor(t))
+		resp.Outputs = append(resp.Outputs, runtime.Tensor{Name: t.Name, Shape: t.Shape, Data: t.Data})
 	}
 	return resp, took, nil
 }
