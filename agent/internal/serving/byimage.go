@@ -94,6 +94,9 @@ func (r *Runtime) KeepImages(ctx context.Context, keep []ota.Digest) error {
 	return nil
 }
 
+// RunsImages reports whether the launcher runs containers.
+func (r *Runtime) RunsImages() bool { return r.images() != nil }
+
 func (r *Runtime) images() images {
 	if b, ok := r.opts.Launcher.(ByImage); ok {
 		return b.images()
