@@ -32,7 +32,7 @@ type runOptions struct {
 	state, socket, runtime    string
 	modelCommand, mqttOver    string
 	heartbeat, sample, blocks time.Duration
-	soakEvery, loadTimeout    time.Duration
+	look, loadTimeout         time.Duration
 	spoolMiB                  int64
 	root, zone, nvbootctrl    string
 	reboot                    []string
@@ -63,6 +63,7 @@ func runCommand(s streams) *cobra.Command {
 	f.StringVar(&o.mqttOver, "mqtt-over", "auto", "tcp, websocket (through the HTTPS port), or auto: what works")
 	f.DurationVar(&o.heartbeat, "heartbeat", 10*time.Minute, "longest time between two reports")
 	f.DurationVar(&o.sample, "sample-every", time.Second, "time between two samples")
+	f.DurationVar(&o.look, "check-every", 15*time.Second, "time between two looks at what runs and at the device's health")
 	f.DurationVar(&o.blocks, "block-every", time.Minute, "time between two blocks of telemetry")
 	f.DurationVar(&o.loadTimeout, "load-timeout", 10*time.Minute, "how long a model server may take to get ready")
 	f.Int64Var(&o.spoolMiB, "spool-mib", 64, "bound of what waits while offline")
@@ -163,7 +164,7 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 	}
 	a, err := agent.New(agent.Options{
 		Host: machine, Runtime: rt, Files: files, Spool: sp, Logger: log, Version: version, Floor: buildTime(), Zone: zone,
-		MQTTOver: agent.Transport(o.mqttOver), Heartbeat: o.heartbeat, TelemetryEvery: o.sample, BlockEvery: o.blocks, LoadTimeout: o.loadTimeout,
+		MQTTOver: agent.Transport(o.mqttOver), Heartbeat: o.heartbeat, TelemetryEvery: o.sample, BlockEvery: o.blocks, CheckEvery: o.look, LoadTimeout: o.loadTimeout,
 		Agents: agents, Boot: chain, Fetcher: fetcher,
 		LocalSocket: o.socket, LogTail: tail.Lines, PeerListen: o.peerListen, PeerCache: o.peerCacheMiB << 20,
 	})
