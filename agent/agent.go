@@ -27,6 +27,7 @@ import (
 	"github.com/skein-fleet/skein/agent/internal/host"
 	"github.com/skein-fleet/skein/agent/internal/link"
 	"github.com/skein-fleet/skein/agent/internal/pki"
+	"github.com/skein-fleet/skein/agent/internal/power"
 	"github.com/skein-fleet/skein/agent/internal/reconcile"
 	"github.com/skein-fleet/skein/agent/internal/state"
 	"github.com/skein-fleet/skein/agent/internal/stream"
@@ -126,6 +127,11 @@ type Options struct {
 	Agents SelfUpdate
 	Boot   Bootloader
 
+	// Power decides how fast the machine runs; nil where it has no power modes.
+	// HeadroomLimit bounds a wait for a cooler board; 0 means 10 minutes.
+	Power         PowerBoard
+	HeadroomLimit time.Duration
+
 	// PointHook is called before each durable write of an update, by the names of
 	// CrashPoints, for tests.
 	PointHook func(name string)
@@ -169,6 +175,8 @@ type Agent struct {
 	budget       *budget.Gate
 	exec         *reconcile.Executor
 	board        *health.Board
+	power        *power.Manager // nil without power modes
+	ended        traces
 
 	ids       ids
 	conn      connection
@@ -275,6 +283,9 @@ func (a *Agent) open() (err error) {
 		return err
 	}
 	a.counter = state.NewCounter(a.state, a.now)
+	if err := errors.Join(a.openTraces(), a.openPower()); err != nil {
+		return err
+	}
 	if err := a.openBudget(); err != nil {
 		return err
 	}
@@ -284,7 +295,7 @@ func (a *Agent) open() (err error) {
 	a.exec = reconcile.NewExecutor(reconcile.Config{
 		Files: o.Files, Blobs: a.blobs, Fetch: a.fetcher, Journal: a.journal, State: a.state, Runtime: o.Runtime,
 		Logger: a.log, Target: func() ota.Target { return a.facts().Target }, Params: a.openParams, Agrees: a.agrees,
-		BytesBy: a.chain.Bytes, Free: o.Host.DiskFree, Reserve: a.budget.Reserve, Memory: a.memory, Gate: a.budget, Now: o.Now, LoadTimeout: o.LoadTimeout, SoakEvery: o.SoakEvery,
+		BytesBy: a.chain.Bytes, Free: o.Host.DiskFree, Reserve: a.budget.Reserve, Memory: a.memory, Gate: a.budget, Headroom: a.headroom, Now: o.Now, LoadTimeout: o.LoadTimeout, SoakEvery: o.SoakEvery,
 		Hook: o.StepHook, Observe: a.observeStep, Proven: a.observeProof,
 		Agents: agentsOf(o.Agents), Boot: a.bootOf(o.Boot), BootID: func() uint64 { return a.facts().BootID }, Restart: a.handOver, Point: o.PointHook,
 		Offer: a.mirrors.Offer, Spent: a.spent, Yield: a.yield, Waiting: a.noteWaiting, Tend: a.tend, TendEvery: o.CheckEvery, Refused: a.noteRefused,
@@ -364,6 +375,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	loop("trial", a.trialLoop)
 	loop("boot chain", a.bootLoop)
 	loop("peers", a.peerLoop)
+	loop("power", a.powerLoop)
 	<-ctx.Done()
 	wg.Wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {

@@ -36,11 +36,24 @@ func (a *Agent) usePolicy(d *wire.Desired) {
 	if err := a.budget.Use(d.Policy); err != nil {
 		a.log.Error("take up the policy", "error", err) // it was checked before it was accepted
 	}
+	a.wishPower(d)
+}
+
+// wishPower makes the policy's power mode count.
+func (a *Agent) wishPower(d *wire.Desired) {
+	if a.power == nil {
+		return
+	}
+	var w *wire.PowerWish
+	if d.Policy != nil {
+		w = d.Policy.Power
+	}
+	a.power.Use(w)
 }
 
 // notePolicy keeps what the policy makes wait, for reports and explain.
 func (a *Agent) notePolicy(h *budget.Hold) {
-	window := h != nil && h.Kind != wire.WaitsForAllowance
+	window := h != nil && h.Kind != wire.WaitsForAllowance && h.Kind != wire.WaitsForHold
 	used := h != nil && h.Kind == wire.WaitsForAllowance
 	text := ""
 	if h != nil {

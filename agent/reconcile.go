@@ -92,6 +92,7 @@ func (a *Agent) reconcileOnce(ctx context.Context) (more bool, err error) {
 		a.wakeReport.set()
 	}
 	a.noteOutcome(ctx)
+	a.keepTrace()
 	return decisive(decisions), errors.Join(errs...)
 }
 

@@ -39,6 +39,8 @@ func (a *Agent) healthLoop(ctx context.Context) error {
 			}
 		}
 		a.noteWays()
+		a.noteHeldOff()
+		a.keepTrace()
 		if a.board.Holds(health.DiskFailing) {
 			a.noteDisk(a.state.Change(func(*state.State) {})) // does it still?
 		}
@@ -57,6 +59,7 @@ func (a *Agent) serveLocal(ctx context.Context) error {
 		return nil
 	}
 	src := localapi.Source{Status: a.Status, Logs: a.opts.LogTail, Apply: a.ApplyBundle, Receipt: a.Receipt,
+		HoldOff: a.holdOff, ReleaseHold: a.releaseHold, Traces: a.timelines,
 		Listening: func() { a.board.Clear(health.LocalSocket) }}
 	for {
 		err := localapi.Serve(ctx, a.opts.LocalSocket, src)
@@ -99,7 +102,7 @@ func (a *Agent) Status() Status {
 	if c := s.Current; c != nil {
 		st.Running, st.RunningName, st.ParamsDigest = string(c.Release), nameOf(c), c.ParamsDigest
 	}
-	st.Policy = a.budget.State()
+	st.Policy, st.Power = a.budget.State(), a.reportedPower()
 	st.Step = stepOf(s, st.Journal)
 	if f := s.Failure; f != nil {
 		st.FailureClass, st.Failure = string(f.Class), f.Cause

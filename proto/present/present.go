@@ -97,6 +97,38 @@ func Transfer(p *wire.PolicyState) *fleetv1.TransferState {
 			out.Until = timestamppb.New(time.Unix(p.Until, 0))
 		}
 	}
+	for _, h := range p.Holds {
+		out.Holds = append(out.Holds, Hold(h))
+	}
+	return out
+}
+
+// Hold is what one application holds off.
+func Hold(h wire.Hold) *fleetv1.Hold {
+	return &fleetv1.Hold{Owner: h.Owner, Reason: h.Reason, Since: timestamppb.New(time.Unix(h.Since, 0)), Until: timestamppb.New(time.Unix(h.Until, 0))}
+}
+
+// Crash is what is known of a start that ended by itself.
+func Crash(c *wire.Crash) *fleetv1.Crash {
+	return &fleetv1.Crash{Number: c.Number, Kind: c.Kind, Time: Milli(c.Time), Found: Milli(c.Found), AgentVersion: c.Agent, Panic: c.Panic,
+		Log: c.Log, Tegrastats: c.Tegrastats, Journal: Journal(c.Journal), Exits: c.Exits}
+}
+
+// Power is how a board runs, nil where it does not tell.
+func Power(p *wire.Power) *fleetv1.PowerState {
+	if p == nil {
+		return nil
+	}
+	out := &fleetv1.PowerState{Mode: p.Mode, Modes: p.Modes, Wanted: p.Wanted, NeedsReboot: p.NeedsReboot, Fan: p.Fan, Headroom: float64(p.Headroom) / 1000, Zone: p.Zone}
+	if p.Clocks != 0 {
+		out.Clocks = p.Clocks.String()
+	}
+	for _, t := range p.Throttle {
+		out.Throttle = append(out.Throttle, &fleetv1.Throttle{Name: t.Name, Detail: t.Detail})
+	}
+	for _, c := range p.OverCurrent {
+		out.OverCurrent = append(out.OverCurrent, &fleetv1.OverCurrent{Name: c.Name, Count: c.Count, PerHour: c.PerHour})
+	}
 	return out
 }
 

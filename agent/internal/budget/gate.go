@@ -62,6 +62,7 @@ type Gate struct {
 	// exhausted is an allowance without which a download goes on, by ways that
 	// none counts.
 	exhausted *Hold
+	holds     holds // of applications
 }
 
 // Open reads the account; it starts nothing.
@@ -88,8 +89,9 @@ func Open(c Config) (*Gate, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Gate{cfg: c, damaged: damaged, acc: acc, plan: &plan{zone: c.Zone}, credit: map[key]int64{},
-		changed: make(chan struct{}), running: map[*admission]struct{}{}}, nil
+	g := &Gate{cfg: c, damaged: damaged, acc: acc, plan: &plan{zone: c.Zone}, credit: map[key]int64{},
+		changed: make(chan struct{}), running: map[*admission]struct{}{}}
+	return g, g.openHolds()
 }
 
 // Damaged reports whether the account could not be read whole.
@@ -152,7 +154,15 @@ func (g *Gate) Download(ctx context.Context) (context.Context, context.CancelFun
 }
 
 // Apply returns when the release may be put to work.
-func (g *Gate) Apply(ctx context.Context) error { return g.await(ctx, g.applyHold) }
+func (g *Gate) Apply(ctx context.Context) error {
+	if err := g.await(ctx, g.applyHold); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.applied()
+	return nil
+}
 
 // await returns when hold says nothing, and tells what it says meanwhile.
 func (g *Gate) await(ctx context.Context, hold func() (*Hold, time.Time)) error {
@@ -253,7 +263,11 @@ func (g *Gate) applyHold() (*Hold, time.Time) {
 		return nil, time.Time{}
 	}
 	now, doubtful := g.cfg.Clock()
-	return g.plan.window(wire.WaitsForApplyWindow, now, doubtful)
+	h, next := g.plan.window(wire.WaitsForApplyWindow, now, doubtful)
+	if held := g.hold(g.plan.zone); held != nil && h == nil {
+		return held, held.Until
+	}
+	return h, next
 }
 
 // class returns what the default route costs now. g.mu is held.
@@ -405,7 +419,7 @@ func (g *Gate) quantum(class wire.LinkClass) int64 {
 func (g *Gate) State() *wire.PolicyState {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.plan.binds() {
+	if !g.plan.binds() && len(g.live()) == 0 {
 		return nil
 	}
 	now, doubtful := g.cfg.Clock()
@@ -421,6 +435,7 @@ func (g *Gate) State() *wire.PolicyState {
 			s.Until = h.Until.Unix()
 		}
 	}
+	s.Holds = g.heldOff()
 	return s
 }
 

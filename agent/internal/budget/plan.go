@@ -38,6 +38,7 @@ type plan struct {
 	allowances      []wire.Allowance
 	rate, reserve   int64
 	now             bool
+	maxHold         time.Duration // 0: the agent's own, negative: none
 }
 
 // Check reports what in p this agent cannot keep to, or nil. A nil p binds to
@@ -81,6 +82,10 @@ func read(p *wire.Policy, zone *time.Location) (*plan, error) {
 	}
 	out.metered, out.allowances = slices.Clone(p.Metered), slices.Clone(p.Allowances)
 	out.rate, out.reserve, out.now = p.Rate, p.Reserve, p.Now
+	if p.MaxHold < -1 || p.MaxHold > int64(mostHold/time.Second) {
+		return nil, fmt.Errorf("%w: holds of %d seconds", ErrPolicy, p.MaxHold)
+	}
+	out.maxHold = time.Duration(p.MaxHold) * time.Second
 	return out, nil
 }
 

@@ -52,6 +52,15 @@ const (
 	SpoolFailing        = "spool-failing"        // the spool cannot be read or written
 	LocalSocket         = "local-socket"         // status, explain and logs cannot be served
 	EventsDropped       = "events-dropped"       // more events than the queue holds
+	PowerRefused        = "power-mode-refused"   // the wanted power mode cannot be had
+	PowerNeedsReboot    = "power-mode-needs-reboot"
+	ClocksRefused       = "clocks-refused"     // the wanted clocks or fan profile cannot be had
+	ThrottledByHeat     = "throttled-by-heat"  // the kernel holds clocks down, or is about to
+	OverCurrent         = "over-current"       // the module draws more than its supply gives
+	UnderVoltage        = "under-voltage"      // its supply is too low
+	WaitsForHeadroom    = "waits-for-headroom" // heavy work waits for a cooler board
+	UpdateOnHold        = "update-on-hold"     // an application holds updates off
+	UncleanStart        = "unclean-start"      // the start before this one was not ended
 )
 
 // Now tells the time of the device's clock.

@@ -32,6 +32,11 @@ type Source struct {
 	// Apply installs from a bundle file, Receipt is a signed report.
 	Apply   func(ctx context.Context, path string, noWait bool) (Applied, error)
 	Receipt func() (device string, report []byte, err error)
+	// HoldOff keeps releases from being put to work for a while, ReleaseHold ends
+	// that; Traces are the newest updates, newest first. They may be nil.
+	HoldOff     func(owner, reason string, d time.Duration) (h wire.Hold, capped bool, err error)
+	ReleaseHold func(owner string) (int, error)
+	Traces      func() []Trace
 	// Listening, when set, is called once the socket answers.
 	Listening func()
 }
@@ -150,7 +155,7 @@ func device(st Status) *fleetv1.Device {
 		DesiredParametersDigest: present.Digest(st.DesiredParams), ReportedParametersDigest: present.Digest(st.ParamsDigest),
 		State: fleetv1.DeviceState_DEVICE_STATE_OFFLINE,
 	}
-	d.Transfer = present.Transfer(st.Policy)
+	d.Transfer, d.Power = present.Transfer(st.Policy), present.Power(st.Power)
 	if st.Link == "connected" {
 		d.State = fleetv1.DeviceState_DEVICE_STATE_ONLINE
 	}

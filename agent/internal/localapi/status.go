@@ -41,6 +41,7 @@ type Status struct {
 	BytesFetched  int64              // for the last update
 	Sources       []wire.SourceBytes // by which way
 	Policy        *wire.PolicyState  // nil: no policy binds
+	Power         *wire.Power        // nil: the board does not tell
 	Summary       string             // one sentence
 	Reasons       []string           // what holds something up, now
 }

@@ -78,7 +78,10 @@ type Config struct {
 	Memory func() (used, total int64)
 	// Gate holds updates to a policy; nil lets all pass.
 	Gate Gate
-	Now  func() time.Time
+	// Headroom returns when heavy work may begin, with a note when it waited; nil
+	// never waits. Bringing back what is committed does not ask it.
+	Headroom func(ctx context.Context, work string) (note string, err error)
+	Now      func() time.Time
 	// LoadTimeout and ProveTimeout bound single steps; SoakEvery is the
 	// interval of looks during soak.
 	LoadTimeout, ProveTimeout, SoakEvery time.Duration

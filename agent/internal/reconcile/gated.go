@@ -38,12 +38,27 @@ func (x *Executor) fetchGated(ctx context.Context, d manifest.Descriptor, from f
 // awaitApply waits before the first step that puts the release to work. An
 // update that began it goes on, in the window or not, also after a restart.
 func (x *Executor) awaitApply(ctx context.Context, next ota.Step, a *attempt) error {
-	if next != ota.StepBuild || x.beganToApply(a.update) {
+	if next == ota.StepBuild && !x.beganToApply(a.update) {
+		wait := x.tended(func(ctx context.Context, _ *attempt) (string, error) { return "", x.Gate.Apply(ctx) })
+		if _, err := wait(ctx, a); err != nil {
+			return err
+		}
+	}
+	if x.Headroom == nil || next != ota.StepBuild && next != ota.StepLoad {
 		return nil
 	}
-	wait := x.tended(func(ctx context.Context, _ *attempt) (string, error) { return "", x.Gate.Apply(ctx) })
-	_, err := wait(ctx, a)
+	wait := x.tended(func(ctx context.Context, _ *attempt) (string, error) { return x.Headroom(ctx, string(next)) })
+	note, err := wait(ctx, a)
+	if note != "" {
+		x.Logger.Info("headroom", "step", string(next), "note", note)
+	}
 	return err
+}
+
+// Applying reports whether the update under way has begun to be put to work.
+func (x *Executor) Applying() bool {
+	u := x.State.Get().Update
+	return u != nil && x.beganToApply(u)
 }
 
 func (x *Executor) beganToApply(u *state.Update) bool {

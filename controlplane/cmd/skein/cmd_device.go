@@ -15,7 +15,7 @@ import (
 
 func (a *app) deviceCmd() *cobra.Command {
 	return group("device", "devices of the fleet", "  skein device list -l site=lyon\n  skein device explain cam-07",
-		a.deviceListCmd(), a.deviceShowCmd(), a.deviceExplainCmd(), a.deviceEventsCmd(), a.deviceApproveCmd(),
+		a.deviceListCmd(), a.deviceShowCmd(), a.deviceExplainCmd(), a.deviceEventsCmd(), a.deviceCrashesCmd(), a.deviceApproveCmd(),
 		a.deviceRevokeCmd(), a.deviceReplaceCmd(), a.deviceLabelCmd(), a.deviceAssignCmd(), a.deviceConfirmCmd())
 }
 
@@ -200,6 +200,7 @@ func deviceDetails(w io.Writer, d *fleetv1.Device, readings []*fleetv1.Reading) 
 		row(w, "rollout", d.GetRollout())
 	}
 	machineRows(w, d)
+	powerRows(w, d.GetPower())
 	transferRows(w, d.GetTransfer())
 	if n := d.GetBytesFetched(); n > 0 {
 		row(w, "fetched", fmt.Sprintf("%s for the last update%s", size(n), bySource(d.GetSources())))

@@ -213,4 +213,7 @@ func transferRows(w io.Writer, t *fleetv1.TransferState) {
 		}
 		row(w, "waits", "for the "+t.GetWaits()+until)
 	}
+	for _, h := range t.GetHolds() {
+		row(w, "held off", fmt.Sprintf("by %s until %s: %s", h.GetOwner(), h.GetUntil().AsTime().UTC().Format(time.RFC3339), h.GetReason()))
+	}
 }

@@ -62,7 +62,7 @@ func TestScripts(t *testing.T) {
 		Deadline: time.Now().Add(5 * time.Minute),
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve": serve, "unserve": unserve, "code": exitCode, "json": wantJSON, "capture": capture, "devices": addDevices, "enrol": enrol,
-			"site": moveSite, "trust": placeTrust, "report": report, "event": event, "model": writeModel, "envfile": envFile, "await": await, "flaky": flaky, "heal": heal, "stranger": startStranger,
+			"site": moveSite, "trust": placeTrust, "report": report, "event": event, "crash": crash, "model": writeModel, "envfile": envFile, "await": await, "flaky": flaky, "heal": heal, "stranger": startStranger,
 			"image": writeImage, "fetcher": buildFetcher, "web": serveFolder,
 		},
 	})

@@ -92,6 +92,16 @@ func report(ts *testscript.TestScript, _ bool, args []string) {
 			full.Policy = &wire.PolicyState{Interface: "wwan0", Class: wire.Metered, Zone: "Europe/Paris", Until: n,
 				Waits: map[string]wire.WaitKind{"download": wire.WaitsForDownloadWindow, "apply": wire.WaitsForApplyWindow, "allowance": wire.WaitsForAllowance}[kind],
 				Used:  []wire.Usage{{Class: wire.Metered, Period: wire.PerDay, Name: "2026-11-24", Bytes: 50e6, Limit: 50e6}}}
+		case "hold": // OWNER:REASON, for 10 minutes, and the release waits
+			owner, reason, _ := strings.Cut(value, ":")
+			until := time.Now().Add(10 * time.Minute).Unix()
+			full.Policy = &wire.PolicyState{Interface: "eth0", Class: wire.Unmetered, Zone: "UTC", Waits: wire.WaitsForHold, Until: until,
+				Holds: []wire.Hold{{Owner: owner, Reason: reason, Since: time.Now().Unix(), Until: until}}}
+		case "power": // MODE:WANTED
+			mode, wanted, _ := strings.Cut(value, ":")
+			full.Power = &wire.Power{Mode: mode, Modes: []string{mode, wanted}, Wanted: wanted, NeedsReboot: true, Clocks: wire.ClocksLocked, Fan: "quiet",
+				Throttle: []wire.Throttle{{Name: "heat", Detail: "tj-thermal is 2.0 K over its trip"}}, Headroom: 12500, Zone: "tj-thermal",
+				OverCurrent: []wire.OverCurrent{{Name: "oc3", Count: 27390, PerHour: 60}}}
 		case "condition":
 			name, message, _ := strings.Cut(value, ":")
 			full.Conditions = append(full.Conditions, wire.Condition{Name: name, Severity: 2, Message: message, Since: time.Now().UnixMilli()})
@@ -111,6 +121,17 @@ func report(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	id := d.next()
 	w.inject(ts, d, wire.UpReport, &wire.Report{ID: id, Counter: id.Counter, Held: held, Full: full})
+}
+
+func crash(ts *testscript.TestScript, _ bool, args []string) {
+	w := worldOf(ts)
+	d := w.device(ts, args[0])
+	n, err := strconv.ParseUint(args[1], 10, 64)
+	ts.Check(err)
+	now := time.Now().UnixMilli()
+	w.inject(ts, d, wire.UpLog, &wire.Crash{ID: d.next(), Number: n, Kind: args[2], Time: now - 60000, Found: now, Agent: "v1", Panic: "panic: " + args[3] + "\ngoroutine 1",
+		Log: []string{"last words"}, Tegrastats: []string{"RAM 1/2MB"}, Exits: []string{"meter: signal: killed (out of memory)"},
+		Journal: []wire.StepEntry{{Step: "load", State: wire.StepStarted, Time: now}}})
 }
 
 func event(ts *testscript.TestScript, _ bool, args []string) {

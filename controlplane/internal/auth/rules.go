@@ -33,6 +33,8 @@ func Rules() map[string]Rule {
 		fleetv1connect.FleetServiceGetFleetStatusProcedure:    read,
 		fleetv1connect.FleetServiceExplainDeviceProcedure:     read,
 		fleetv1connect.FleetServiceListDeviceEventsProcedure:  read,
+		fleetv1connect.FleetServiceListDeviceCrashesProcedure: read,
+		fleetv1connect.FleetServiceGetDeviceCrashProcedure:    read,
 		fleetv1connect.FleetServiceListParametersProcedure:    read,
 		fleetv1connect.FleetServiceApproveDeviceProcedure:     operate,
 		fleetv1connect.FleetServiceRevokeDeviceProcedure:      operate,

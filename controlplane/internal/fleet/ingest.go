@@ -86,6 +86,8 @@ func (f *Fleet) Message(ctx context.Context, tenant, device string, kind wire.Ki
 		err = f.report(ctx, tw, payload)
 	case wire.UpEvent:
 		err = f.event(ctx, tw, payload)
+	case wire.UpLog:
+		err = f.crash(ctx, tw, payload)
 	case wire.UpTelemetry:
 		err = f.telemetry(ctx, tw, payload)
 	default:

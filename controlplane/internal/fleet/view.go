@@ -79,6 +79,8 @@ type View struct {
 	AgentSlots *wire.AgentSlots
 	// Transfer is what its policy makes of its update, nil under none.
 	Transfer *wire.PolicyState
+	// Power is how the board runs, nil where it does not tell.
+	Power *wire.Power
 }
 
 // Site is the label that names the device's site.
@@ -117,7 +119,7 @@ func (tw *twin) view() View {
 		v.Phase, v.Step, v.FailureClass, v.Failure = r.Phase, r.Step, r.FailureClass, r.Failure
 		v.FailedRelease, v.Conditions, v.Journal = digestOf(r.FailedRelease), r.Conditions, r.Journal
 		v.ParamsDigest, v.BytesFetched, v.Sources, v.Transfer = r.ParamsDigest, r.BytesFetched, r.Sources, r.Policy
-		v.BootChain, v.AgentSlots = r.Boot, r.Agent
+		v.BootChain, v.AgentSlots, v.Power = r.Boot, r.Agent, r.Power
 	}
 	return v
 }

@@ -71,6 +71,11 @@ const (
 	SiteRate       = "site-rate"
 	FleetRate      = "fleet-rate"
 	Reserve        = "reserve"
+	PowerMode      = "power-mode"
+	PowerClocks    = "power-clocks"
+	FanProfile     = "fan-profile"
+	PowerReboot    = "power-reboot"
+	LongestHold    = "longest-hold"
 )
 
 // Least rates: with less, transfers would be given up as stalled.
@@ -103,6 +108,11 @@ func keys() []key {
 		{SiteRate, "bytes a second of all devices of a site together", readRate(leastSharedRate), Site},
 		{FleetRate, "bytes a second of all devices together", readRate(leastSharedRate), Fleet},
 		{Reserve, "bytes of a device's disk that a release leaves free, as 256MiB", readReserve, Device},
+		{PowerMode, "power mode of the board by name, as MAXN or 15W, or any", readName, Device},
+		{PowerClocks, "locked (jetson_clocks), dynamic, or any", oneOf("locked", "dynamic", "any"), Device},
+		{FanProfile, "profile of the fan, as quiet or cool, or any", readName, Device},
+		{PowerReboot, "yes: the machine may be restarted in an apply window for a power mode that needs it; no", oneOf("yes", "no"), Device},
+		{LongestHold, "how long applications may hold an update off, as 30m, or none", readHold, Device},
 	}
 }
 
@@ -233,6 +243,39 @@ func readReserve(text string) (string, error) {
 	return strconv.FormatInt(n, 10), err
 }
 
+var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$`)
+
+// readName reads a name that only boards know.
+func readName(text string) (string, error) {
+	if !nameRE.MatchString(text) {
+		return "", fmt.Errorf("%q is no name: want up to 32 letters, digits, _ . and -, or any", text)
+	}
+	return text, nil
+}
+
+func oneOf(words ...string) func(string) (string, error) {
+	return func(text string) (string, error) {
+		if !slices.Contains(words, text) {
+			return "", fmt.Errorf("%q: want one of %s", text, strings.Join(words, ", "))
+		}
+		return text, nil
+	}
+}
+
+const mostHold = 7 * 24 * time.Hour
+
+// readHold keeps seconds, -1 for none.
+func readHold(text string) (string, error) {
+	if text == "none" {
+		return "-1", nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < time.Second || d > mostHold {
+		return "", fmt.Errorf("%q: want a time of 1s to %s, as 30m, or none", text, mostHold)
+	}
+	return strconv.FormatInt(int64(d/time.Second), 10), nil
+}
+
 var bytesRE = regexp.MustCompile(`^([0-9]{1,18}(?:\.[0-9]{1,6})?) ?([kKMGT]?)(i?)(B?)$`)
 
 // ParseBytes reads a number of bytes as 1500, 50MB or 1.5GiB.
@@ -278,8 +321,12 @@ func FormatBytes(n int64) string {
 func (s Setting) Show() string {
 	n, err := strconv.ParseInt(s.Value, 10, 64)
 	switch {
-	case err != nil:
+	case err != nil || s.Key == PowerMode || s.Key == FanProfile: // whose names may be numbers
 		return s.Value
+	case s.Key == LongestHold && n < 0:
+		return "none"
+	case s.Key == LongestHold:
+		return (time.Duration(n) * time.Second).String()
 	case s.Key == DeviceRate || s.Key == SiteRate || s.Key == FleetRate:
 		return FormatBytes(n) + "/s"
 	}
@@ -365,10 +412,34 @@ func Wire(in []Setting, x Extra) *wire.Policy {
 	}
 	p.Rate, _ = number(DeviceRate)
 	p.Reserve, _ = number(Reserve)
-	if !bound && p.Rate == 0 && p.Reserve == 0 {
+	p.Power = powerWish(values)
+	p.MaxHold, _ = number(LongestHold)
+	if !bound && p.Rate == 0 && p.Reserve == 0 && p.Power == nil && p.MaxHold == 0 {
 		return nil
 	}
 	return p
+}
+
+// powerWish is how the board should run, nil for as it likes.
+func powerWish(values map[string]string) *wire.PowerWish {
+	name := func(key string) string {
+		if values[key] == "any" {
+			return ""
+		}
+		return values[key]
+	}
+	w := &wire.PowerWish{Mode: name(PowerMode), Fan: name(FanProfile)}
+	switch values[PowerClocks] {
+	case "locked":
+		w.Clocks = wire.ClocksLocked
+	case "dynamic":
+		w.Clocks = wire.ClocksDynamic
+	}
+	if *w == (wire.PowerWish{}) {
+		return nil
+	}
+	w.Reboot = values[PowerReboot] == "yes"
+	return w
 }
 
 // Rates are the rates that this server keeps to, zero for no limit.
@@ -428,6 +499,13 @@ func WaitText(t *wire.PolicyState) string {
 		return "its download waits for the window of its policy" + until
 	case wire.WaitsForApplyWindow:
 		return "the release is on it and waits for the window in which it may be applied" + until
+	}
+	if t.Waits == wire.WaitsForHold {
+		who := "an application"
+		if len(t.Holds) > 0 {
+			who = t.Holds[0].Owner + " (" + t.Holds[0].Reason + ")"
+		}
+		return "the release is on it and " + who + " holds it off" + until
 	}
 	return "its download waits: an allowance of bytes over " + t.Class.String() + " links is used up" + until
 }

@@ -567,6 +567,472 @@ func (x *ReceiptResponse) GetReport() []byte {
 	return nil
 }
 
+type HoldRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who holds: a second hold of the same owner replaces the first.
+	Owner         string `protobuf:"bytes,40,opt,name=owner,proto3" json:"owner,omitempty"`
+	Reason        string `protobuf:"bytes,41,opt,name=reason,proto3" json:"reason,omitempty"`
+	Seconds       int64  `protobuf:"varint,42,opt,name=seconds,proto3" json:"seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldRequest) Reset() {
+	*x = HoldRequest{}
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldRequest) ProtoMessage() {}
+
+func (x *HoldRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
+func (*HoldRequest) Descriptor() ([]byte, []int) {
+	return file_skein_agentlocal_v1_agentlocal_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *HoldRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *HoldRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *HoldRequest) GetSeconds() int64 {
+	if x != nil {
+		return x.Seconds
+	}
+	return 0
+}
+
+type HoldResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Hold  *v1.Hold               `protobuf:"bytes,40,opt,name=hold,proto3" json:"hold,omitempty"`
+	// It is shorter than was asked for, because of the policy.
+	Capped        bool `protobuf:"varint,41,opt,name=capped,proto3" json:"capped,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldResponse) Reset() {
+	*x = HoldResponse{}
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldResponse) ProtoMessage() {}
+
+func (x *HoldResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldResponse.ProtoReflect.Descriptor instead.
+func (*HoldResponse) Descriptor() ([]byte, []int) {
+	return file_skein_agentlocal_v1_agentlocal_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *HoldResponse) GetHold() *v1.Hold {
+	if x != nil {
+		return x.Hold
+	}
+	return nil
+}
+
+func (x *HoldResponse) GetCapped() bool {
+	if x != nil {
+		return x.Capped
+	}
+	return false
+}
+
+type ReleaseHoldRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty for all.
+	Owner         string `protobuf:"bytes,40,opt,name=owner,proto3" json:"owner,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseHoldRequest) Reset() {
+	*x = ReleaseHoldRequest{}
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseHoldRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseHoldRequest) ProtoMessage() {}
+
+func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseHoldRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseHoldRequest) Descriptor() ([]byte, []int) {
+	return file_skein_agentlocal_v1_agentlocal_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ReleaseHoldRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+type ReleaseHoldResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Released      int32                  `protobuf:"varint,40,opt,name=released,proto3" json:"released,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseHoldResponse) Reset() {
+	*x = ReleaseHoldResponse{}
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseHoldResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseHoldResponse) ProtoMessage() {}
+
+func (x *ReleaseHoldResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseHoldResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseHoldResponse) Descriptor() ([]byte, []int) {
+	return file_skein_agentlocal_v1_agentlocal_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ReleaseHoldResponse) GetReleased() int32 {
+	if x != nil {
+		return x.Released
+	}
+	return 0
+}
+
+type TraceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Most updates; 0 for all that are kept.
+	Limit         int32 `protobuf:"varint,40,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceRequest) Reset() {
+	*x = TraceRequest{}
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceRequest) ProtoMessage() {}
+
+func (x *TraceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
+func (*TraceRequest) Descriptor() ([]byte, []int) {
+	return file_skein_agentlocal_v1_agentlocal_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *TraceRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type TraceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Updates       []*UpdateTrace         `protobuf:"bytes,40,rep,name=updates,proto3" json:"updates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceResponse) Reset() {
+	*x = TraceResponse{}
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceResponse) ProtoMessage() {}
+
+func (x *TraceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceResponse.ProtoReflect.Descriptor instead.
+func (*TraceResponse) Descriptor() ([]byte, []int) {
+	return file_skein_agentlocal_v1_agentlocal_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *TraceResponse) GetUpdates() []*UpdateTrace {
+	if x != nil {
+		return x.Updates
+	}
+	return nil
+}
+
+// UpdateTrace is one update, step by step.
+type UpdateTrace struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,40,opt,name=id,proto3" json:"id,omitempty"`
+	// Digest, and name@version where it is known.
+	Release     string                 `protobuf:"bytes,41,opt,name=release,proto3" json:"release,omitempty"`
+	ReleaseName string                 `protobuf:"bytes,42,opt,name=release_name,json=releaseName,proto3" json:"release_name,omitempty"`
+	Began       *timestamppb.Timestamp `protobuf:"bytes,43,opt,name=began,proto3" json:"began,omitempty"`
+	// Milliseconds from its first to its last line.
+	Milliseconds int64 `protobuf:"varint,44,opt,name=milliseconds,proto3" json:"milliseconds,omitempty"`
+	// runs, committed, undone.
+	Outcome       string       `protobuf:"bytes,45,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Steps         []*StepTrace `protobuf:"bytes,46,rep,name=steps,proto3" json:"steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateTrace) Reset() {
+	*x = UpdateTrace{}
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateTrace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateTrace) ProtoMessage() {}
+
+func (x *UpdateTrace) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateTrace.ProtoReflect.Descriptor instead.
+func (*UpdateTrace) Descriptor() ([]byte, []int) {
+	return file_skein_agentlocal_v1_agentlocal_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *UpdateTrace) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *UpdateTrace) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *UpdateTrace) GetReleaseName() string {
+	if x != nil {
+		return x.ReleaseName
+	}
+	return ""
+}
+
+func (x *UpdateTrace) GetBegan() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Began
+	}
+	return nil
+}
+
+func (x *UpdateTrace) GetMilliseconds() int64 {
+	if x != nil {
+		return x.Milliseconds
+	}
+	return 0
+}
+
+func (x *UpdateTrace) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *UpdateTrace) GetSteps() []*StepTrace {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+type StepTrace struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Step  string                 `protobuf:"bytes,40,opt,name=step,proto3" json:"step,omitempty"`
+	// started, done, failed, undone.
+	State string                 `protobuf:"bytes,41,opt,name=state,proto3" json:"state,omitempty"`
+	Time  *timestamppb.Timestamp `protobuf:"bytes,42,opt,name=time,proto3" json:"time,omitempty"`
+	// Until the next line.
+	Milliseconds  int64  `protobuf:"varint,43,opt,name=milliseconds,proto3" json:"milliseconds,omitempty"`
+	Message       string `protobuf:"bytes,44,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StepTrace) Reset() {
+	*x = StepTrace{}
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepTrace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepTrace) ProtoMessage() {}
+
+func (x *StepTrace) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_agentlocal_v1_agentlocal_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepTrace.ProtoReflect.Descriptor instead.
+func (*StepTrace) Descriptor() ([]byte, []int) {
+	return file_skein_agentlocal_v1_agentlocal_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *StepTrace) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
+}
+
+func (x *StepTrace) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *StepTrace) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *StepTrace) GetMilliseconds() int64 {
+	if x != nil {
+		return x.Milliseconds
+	}
+	return 0
+}
+
+func (x *StepTrace) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 var File_skein_agentlocal_v1_agentlocal_proto protoreflect.FileDescriptor
 
 const file_skein_agentlocal_v1_agentlocal_proto_rawDesc = "" +
@@ -608,13 +1074,45 @@ const file_skein_agentlocal_v1_agentlocal_proto_rawDesc = "" +
 	"\x0eReceiptRequest\"A\n" +
 	"\x0fReceiptResponse\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12\x16\n" +
-	"\x06report\x18\x02 \x01(\fR\x06report2\xbc\x03\n" +
+	"\x06report\x18\x02 \x01(\fR\x06report\"U\n" +
+	"\vHoldRequest\x12\x14\n" +
+	"\x05owner\x18( \x01(\tR\x05owner\x12\x16\n" +
+	"\x06reason\x18) \x01(\tR\x06reason\x12\x18\n" +
+	"\aseconds\x18* \x01(\x03R\aseconds\"P\n" +
+	"\fHoldResponse\x12(\n" +
+	"\x04hold\x18( \x01(\v2\x14.skein.fleet.v1.HoldR\x04hold\x12\x16\n" +
+	"\x06capped\x18) \x01(\bR\x06capped\"*\n" +
+	"\x12ReleaseHoldRequest\x12\x14\n" +
+	"\x05owner\x18( \x01(\tR\x05owner\"1\n" +
+	"\x13ReleaseHoldResponse\x12\x1a\n" +
+	"\breleased\x18( \x01(\x05R\breleased\"$\n" +
+	"\fTraceRequest\x12\x14\n" +
+	"\x05limit\x18( \x01(\x05R\x05limit\"K\n" +
+	"\rTraceResponse\x12:\n" +
+	"\aupdates\x18( \x03(\v2 .skein.agentlocal.v1.UpdateTraceR\aupdates\"\x80\x02\n" +
+	"\vUpdateTrace\x12\x0e\n" +
+	"\x02id\x18( \x01(\tR\x02id\x12\x18\n" +
+	"\arelease\x18) \x01(\tR\arelease\x12!\n" +
+	"\frelease_name\x18* \x01(\tR\vreleaseName\x120\n" +
+	"\x05began\x18+ \x01(\v2\x1a.google.protobuf.TimestampR\x05began\x12\"\n" +
+	"\fmilliseconds\x18, \x01(\x03R\fmilliseconds\x12\x18\n" +
+	"\aoutcome\x18- \x01(\tR\aoutcome\x124\n" +
+	"\x05steps\x18. \x03(\v2\x1e.skein.agentlocal.v1.StepTraceR\x05steps\"\xa3\x01\n" +
+	"\tStepTrace\x12\x12\n" +
+	"\x04step\x18( \x01(\tR\x04step\x12\x14\n" +
+	"\x05state\x18) \x01(\tR\x05state\x12.\n" +
+	"\x04time\x18* \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\"\n" +
+	"\fmilliseconds\x18+ \x01(\x03R\fmilliseconds\x12\x18\n" +
+	"\amessage\x18, \x01(\tR\amessage2\xbb\x05\n" +
 	"\fLocalService\x12Q\n" +
 	"\x06Status\x12\".skein.agentlocal.v1.StatusRequest\x1a#.skein.agentlocal.v1.StatusResponse\x12T\n" +
 	"\aExplain\x12#.skein.agentlocal.v1.ExplainRequest\x1a$.skein.agentlocal.v1.ExplainResponse\x12`\n" +
 	"\vApplyBundle\x12'.skein.agentlocal.v1.ApplyBundleRequest\x1a(.skein.agentlocal.v1.ApplyBundleResponse\x12T\n" +
 	"\aReceipt\x12#.skein.agentlocal.v1.ReceiptRequest\x1a$.skein.agentlocal.v1.ReceiptResponse\x12K\n" +
-	"\x04Logs\x12 .skein.agentlocal.v1.LogsRequest\x1a!.skein.agentlocal.v1.LogsResponseB\xe1\x01\n" +
+	"\x04Logs\x12 .skein.agentlocal.v1.LogsRequest\x1a!.skein.agentlocal.v1.LogsResponse\x12K\n" +
+	"\x04Hold\x12 .skein.agentlocal.v1.HoldRequest\x1a!.skein.agentlocal.v1.HoldResponse\x12`\n" +
+	"\vReleaseHold\x12'.skein.agentlocal.v1.ReleaseHoldRequest\x1a(.skein.agentlocal.v1.ReleaseHoldResponse\x12N\n" +
+	"\x05Trace\x12!.skein.agentlocal.v1.TraceRequest\x1a\".skein.agentlocal.v1.TraceResponseB\xe1\x01\n" +
 	"\x17com.skein.agentlocal.v1B\x0fAgentlocalProtoP\x01ZGgithub.com/skein-fleet/skein/proto/gen/skein/agentlocal/v1;agentlocalv1\xa2\x02\x03SAX\xaa\x02\x13Skein.Agentlocal.V1\xca\x02\x13Skein\\Agentlocal\\V1\xe2\x02\x1fSkein\\Agentlocal\\V1\\GPBMetadata\xea\x02\x15Skein::Agentlocal::V1b\x06proto3"
 
 var (
@@ -629,7 +1127,7 @@ func file_skein_agentlocal_v1_agentlocal_proto_rawDescGZIP() []byte {
 	return file_skein_agentlocal_v1_agentlocal_proto_rawDescData
 }
 
-var file_skein_agentlocal_v1_agentlocal_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_skein_agentlocal_v1_agentlocal_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_skein_agentlocal_v1_agentlocal_proto_goTypes = []any{
 	(*StatusRequest)(nil),         // 0: skein.agentlocal.v1.StatusRequest
 	(*StatusResponse)(nil),        // 1: skein.agentlocal.v1.StatusResponse
@@ -641,30 +1139,50 @@ var file_skein_agentlocal_v1_agentlocal_proto_goTypes = []any{
 	(*ApplyBundleResponse)(nil),   // 7: skein.agentlocal.v1.ApplyBundleResponse
 	(*ReceiptRequest)(nil),        // 8: skein.agentlocal.v1.ReceiptRequest
 	(*ReceiptResponse)(nil),       // 9: skein.agentlocal.v1.ReceiptResponse
-	(*v1.Device)(nil),             // 10: skein.fleet.v1.Device
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
-	(*v1.Generation)(nil),         // 12: skein.fleet.v1.Generation
+	(*HoldRequest)(nil),           // 10: skein.agentlocal.v1.HoldRequest
+	(*HoldResponse)(nil),          // 11: skein.agentlocal.v1.HoldResponse
+	(*ReleaseHoldRequest)(nil),    // 12: skein.agentlocal.v1.ReleaseHoldRequest
+	(*ReleaseHoldResponse)(nil),   // 13: skein.agentlocal.v1.ReleaseHoldResponse
+	(*TraceRequest)(nil),          // 14: skein.agentlocal.v1.TraceRequest
+	(*TraceResponse)(nil),         // 15: skein.agentlocal.v1.TraceResponse
+	(*UpdateTrace)(nil),           // 16: skein.agentlocal.v1.UpdateTrace
+	(*StepTrace)(nil),             // 17: skein.agentlocal.v1.StepTrace
+	(*v1.Device)(nil),             // 18: skein.fleet.v1.Device
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*v1.Generation)(nil),         // 20: skein.fleet.v1.Generation
+	(*v1.Hold)(nil),               // 21: skein.fleet.v1.Hold
 }
 var file_skein_agentlocal_v1_agentlocal_proto_depIdxs = []int32{
-	10, // 0: skein.agentlocal.v1.StatusResponse.device:type_name -> skein.fleet.v1.Device
-	11, // 1: skein.agentlocal.v1.StatusResponse.link_since:type_name -> google.protobuf.Timestamp
-	11, // 2: skein.agentlocal.v1.StatusResponse.trusted_time:type_name -> google.protobuf.Timestamp
-	12, // 3: skein.agentlocal.v1.ApplyBundleResponse.generation:type_name -> skein.fleet.v1.Generation
-	0,  // 4: skein.agentlocal.v1.LocalService.Status:input_type -> skein.agentlocal.v1.StatusRequest
-	2,  // 5: skein.agentlocal.v1.LocalService.Explain:input_type -> skein.agentlocal.v1.ExplainRequest
-	6,  // 6: skein.agentlocal.v1.LocalService.ApplyBundle:input_type -> skein.agentlocal.v1.ApplyBundleRequest
-	8,  // 7: skein.agentlocal.v1.LocalService.Receipt:input_type -> skein.agentlocal.v1.ReceiptRequest
-	4,  // 8: skein.agentlocal.v1.LocalService.Logs:input_type -> skein.agentlocal.v1.LogsRequest
-	1,  // 9: skein.agentlocal.v1.LocalService.Status:output_type -> skein.agentlocal.v1.StatusResponse
-	3,  // 10: skein.agentlocal.v1.LocalService.Explain:output_type -> skein.agentlocal.v1.ExplainResponse
-	7,  // 11: skein.agentlocal.v1.LocalService.ApplyBundle:output_type -> skein.agentlocal.v1.ApplyBundleResponse
-	9,  // 12: skein.agentlocal.v1.LocalService.Receipt:output_type -> skein.agentlocal.v1.ReceiptResponse
-	5,  // 13: skein.agentlocal.v1.LocalService.Logs:output_type -> skein.agentlocal.v1.LogsResponse
-	9,  // [9:14] is the sub-list for method output_type
-	4,  // [4:9] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	18, // 0: skein.agentlocal.v1.StatusResponse.device:type_name -> skein.fleet.v1.Device
+	19, // 1: skein.agentlocal.v1.StatusResponse.link_since:type_name -> google.protobuf.Timestamp
+	19, // 2: skein.agentlocal.v1.StatusResponse.trusted_time:type_name -> google.protobuf.Timestamp
+	20, // 3: skein.agentlocal.v1.ApplyBundleResponse.generation:type_name -> skein.fleet.v1.Generation
+	21, // 4: skein.agentlocal.v1.HoldResponse.hold:type_name -> skein.fleet.v1.Hold
+	16, // 5: skein.agentlocal.v1.TraceResponse.updates:type_name -> skein.agentlocal.v1.UpdateTrace
+	19, // 6: skein.agentlocal.v1.UpdateTrace.began:type_name -> google.protobuf.Timestamp
+	17, // 7: skein.agentlocal.v1.UpdateTrace.steps:type_name -> skein.agentlocal.v1.StepTrace
+	19, // 8: skein.agentlocal.v1.StepTrace.time:type_name -> google.protobuf.Timestamp
+	0,  // 9: skein.agentlocal.v1.LocalService.Status:input_type -> skein.agentlocal.v1.StatusRequest
+	2,  // 10: skein.agentlocal.v1.LocalService.Explain:input_type -> skein.agentlocal.v1.ExplainRequest
+	6,  // 11: skein.agentlocal.v1.LocalService.ApplyBundle:input_type -> skein.agentlocal.v1.ApplyBundleRequest
+	8,  // 12: skein.agentlocal.v1.LocalService.Receipt:input_type -> skein.agentlocal.v1.ReceiptRequest
+	4,  // 13: skein.agentlocal.v1.LocalService.Logs:input_type -> skein.agentlocal.v1.LogsRequest
+	10, // 14: skein.agentlocal.v1.LocalService.Hold:input_type -> skein.agentlocal.v1.HoldRequest
+	12, // 15: skein.agentlocal.v1.LocalService.ReleaseHold:input_type -> skein.agentlocal.v1.ReleaseHoldRequest
+	14, // 16: skein.agentlocal.v1.LocalService.Trace:input_type -> skein.agentlocal.v1.TraceRequest
+	1,  // 17: skein.agentlocal.v1.LocalService.Status:output_type -> skein.agentlocal.v1.StatusResponse
+	3,  // 18: skein.agentlocal.v1.LocalService.Explain:output_type -> skein.agentlocal.v1.ExplainResponse
+	7,  // 19: skein.agentlocal.v1.LocalService.ApplyBundle:output_type -> skein.agentlocal.v1.ApplyBundleResponse
+	9,  // 20: skein.agentlocal.v1.LocalService.Receipt:output_type -> skein.agentlocal.v1.ReceiptResponse
+	5,  // 21: skein.agentlocal.v1.LocalService.Logs:output_type -> skein.agentlocal.v1.LogsResponse
+	11, // 22: skein.agentlocal.v1.LocalService.Hold:output_type -> skein.agentlocal.v1.HoldResponse
+	13, // 23: skein.agentlocal.v1.LocalService.ReleaseHold:output_type -> skein.agentlocal.v1.ReleaseHoldResponse
+	15, // 24: skein.agentlocal.v1.LocalService.Trace:output_type -> skein.agentlocal.v1.TraceResponse
+	17, // [17:25] is the sub-list for method output_type
+	9,  // [9:17] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_skein_agentlocal_v1_agentlocal_proto_init() }
@@ -678,7 +1196,7 @@ func file_skein_agentlocal_v1_agentlocal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skein_agentlocal_v1_agentlocal_proto_rawDesc), len(file_skein_agentlocal_v1_agentlocal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -380,7 +380,9 @@ type Device struct {
 	// Addresses at which it serves the blobs of its site; of a cache.
 	Serves []string `protobuf:"bytes,80,rep,name=serves,proto3" json:"serves,omitempty"`
 	// What its policy makes of its update; absent when it is under none.
-	Transfer      *TransferState `protobuf:"bytes,120,opt,name=transfer,proto3" json:"transfer,omitempty"`
+	Transfer *TransferState `protobuf:"bytes,120,opt,name=transfer,proto3" json:"transfer,omitempty"`
+	// How the board runs; absent where it has no power modes.
+	Power         *PowerState `protobuf:"bytes,140,opt,name=power,proto3" json:"power,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -674,6 +676,634 @@ func (x *Device) GetTransfer() *TransferState {
 	return nil
 }
 
+func (x *Device) GetPower() *PowerState {
+	if x != nil {
+		return x.Power
+	}
+	return nil
+}
+
+// PowerState is how a board runs and what holds it back.
+type PowerState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Power mode by name, those that the board has, and the one that the policy wants.
+	Mode   string   `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"`
+	Modes  []string `protobuf:"bytes,2,rep,name=modes,proto3" json:"modes,omitempty"`
+	Wanted string   `protobuf:"bytes,3,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	// The wanted mode comes with a restart of the machine.
+	NeedsReboot bool `protobuf:"varint,4,opt,name=needs_reboot,json=needsReboot,proto3" json:"needs_reboot,omitempty"`
+	// dynamic or locked; empty when not known.
+	Clocks string `protobuf:"bytes,5,opt,name=clocks,proto3" json:"clocks,omitempty"`
+	// Profile of the fan.
+	Fan      string      `protobuf:"bytes,6,opt,name=fan,proto3" json:"fan,omitempty"`
+	Throttle []*Throttle `protobuf:"bytes,7,rep,name=throttle,proto3" json:"throttle,omitempty"`
+	// Kelvin that the zone nearest to its trip is below it.
+	Headroom      float64        `protobuf:"fixed64,8,opt,name=headroom,proto3" json:"headroom,omitempty"`
+	Zone          string         `protobuf:"bytes,9,opt,name=zone,proto3" json:"zone,omitempty"`
+	OverCurrent   []*OverCurrent `protobuf:"bytes,10,rep,name=over_current,json=overCurrent,proto3" json:"over_current,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PowerState) Reset() {
+	*x = PowerState{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PowerState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PowerState) ProtoMessage() {}
+
+func (x *PowerState) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PowerState.ProtoReflect.Descriptor instead.
+func (*PowerState) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PowerState) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *PowerState) GetModes() []string {
+	if x != nil {
+		return x.Modes
+	}
+	return nil
+}
+
+func (x *PowerState) GetWanted() string {
+	if x != nil {
+		return x.Wanted
+	}
+	return ""
+}
+
+func (x *PowerState) GetNeedsReboot() bool {
+	if x != nil {
+		return x.NeedsReboot
+	}
+	return false
+}
+
+func (x *PowerState) GetClocks() string {
+	if x != nil {
+		return x.Clocks
+	}
+	return ""
+}
+
+func (x *PowerState) GetFan() string {
+	if x != nil {
+		return x.Fan
+	}
+	return ""
+}
+
+func (x *PowerState) GetThrottle() []*Throttle {
+	if x != nil {
+		return x.Throttle
+	}
+	return nil
+}
+
+func (x *PowerState) GetHeadroom() float64 {
+	if x != nil {
+		return x.Headroom
+	}
+	return 0
+}
+
+func (x *PowerState) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *PowerState) GetOverCurrent() []*OverCurrent {
+	if x != nil {
+		return x.OverCurrent
+	}
+	return nil
+}
+
+type Throttle struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// heat, over-current, under-voltage.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Detail        string `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Throttle) Reset() {
+	*x = Throttle{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Throttle) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Throttle) ProtoMessage() {}
+
+func (x *Throttle) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Throttle.ProtoReflect.Descriptor instead.
+func (*Throttle) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Throttle) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Throttle) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+// OverCurrent is one counter of the board's power monitor; oc3 counts in normal
+// work, so that the rate tells more than the count.
+type OverCurrent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	PerHour       uint64                 `protobuf:"varint,3,opt,name=per_hour,json=perHour,proto3" json:"per_hour,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OverCurrent) Reset() {
+	*x = OverCurrent{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OverCurrent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OverCurrent) ProtoMessage() {}
+
+func (x *OverCurrent) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OverCurrent.ProtoReflect.Descriptor instead.
+func (*OverCurrent) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *OverCurrent) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *OverCurrent) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *OverCurrent) GetPerHour() uint64 {
+	if x != nil {
+		return x.PerHour
+	}
+	return 0
+}
+
+// Hold is an application on the device that holds updates off.
+type Hold struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Owner         string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Hold) Reset() {
+	*x = Hold{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Hold) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Hold) ProtoMessage() {}
+
+func (x *Hold) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Hold.ProtoReflect.Descriptor instead.
+func (*Hold) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Hold) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *Hold) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Hold) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Hold) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+// Crash is a start of the agent that ended without having been stopped.
+type Crash struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Number uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// agent, when the machine went on, or machine.
+	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	// When it was last known to run, and when that was found, by the device's
+	// clock; when it was received, by the server's.
+	Time         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
+	Found        *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=found,proto3" json:"found,omitempty"`
+	Received     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=received,proto3" json:"received,omitempty"`
+	AgentVersion string                 `protobuf:"bytes,6,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	// Left out in lists.
+	Panic         string       `protobuf:"bytes,7,opt,name=panic,proto3" json:"panic,omitempty"`
+	Log           []string     `protobuf:"bytes,8,rep,name=log,proto3" json:"log,omitempty"`
+	Tegrastats    []string     `protobuf:"bytes,9,rep,name=tegrastats,proto3" json:"tegrastats,omitempty"`
+	Journal       []*StepEntry `protobuf:"bytes,10,rep,name=journal,proto3" json:"journal,omitempty"`
+	Exits         []string     `protobuf:"bytes,11,rep,name=exits,proto3" json:"exits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Crash) Reset() {
+	*x = Crash{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Crash) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Crash) ProtoMessage() {}
+
+func (x *Crash) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Crash.ProtoReflect.Descriptor instead.
+func (*Crash) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Crash) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Crash) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Crash) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Crash) GetFound() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Found
+	}
+	return nil
+}
+
+func (x *Crash) GetReceived() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Received
+	}
+	return nil
+}
+
+func (x *Crash) GetAgentVersion() string {
+	if x != nil {
+		return x.AgentVersion
+	}
+	return ""
+}
+
+func (x *Crash) GetPanic() string {
+	if x != nil {
+		return x.Panic
+	}
+	return ""
+}
+
+func (x *Crash) GetLog() []string {
+	if x != nil {
+		return x.Log
+	}
+	return nil
+}
+
+func (x *Crash) GetTegrastats() []string {
+	if x != nil {
+		return x.Tegrastats
+	}
+	return nil
+}
+
+func (x *Crash) GetJournal() []*StepEntry {
+	if x != nil {
+		return x.Journal
+	}
+	return nil
+}
+
+func (x *Crash) GetExits() []string {
+	if x != nil {
+		return x.Exits
+	}
+	return nil
+}
+
+type ListDeviceCrashesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id, unique id prefix of at least 4 characters, or name.
+	Device        string `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeviceCrashesRequest) Reset() {
+	*x = ListDeviceCrashesRequest{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeviceCrashesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeviceCrashesRequest) ProtoMessage() {}
+
+func (x *ListDeviceCrashesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeviceCrashesRequest.ProtoReflect.Descriptor instead.
+func (*ListDeviceCrashesRequest) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListDeviceCrashesRequest) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+type ListDeviceCrashesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Newest first; the newest 16 of a device are kept.
+	Crashes       []*Crash `protobuf:"bytes,1,rep,name=crashes,proto3" json:"crashes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeviceCrashesResponse) Reset() {
+	*x = ListDeviceCrashesResponse{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeviceCrashesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeviceCrashesResponse) ProtoMessage() {}
+
+func (x *ListDeviceCrashesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeviceCrashesResponse.ProtoReflect.Descriptor instead.
+func (*ListDeviceCrashesResponse) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListDeviceCrashesResponse) GetCrashes() []*Crash {
+	if x != nil {
+		return x.Crashes
+	}
+	return nil
+}
+
+type GetDeviceCrashRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	Number        uint64                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetDeviceCrashRequest) Reset() {
+	*x = GetDeviceCrashRequest{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetDeviceCrashRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetDeviceCrashRequest) ProtoMessage() {}
+
+func (x *GetDeviceCrashRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetDeviceCrashRequest.ProtoReflect.Descriptor instead.
+func (*GetDeviceCrashRequest) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *GetDeviceCrashRequest) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *GetDeviceCrashRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+type GetDeviceCrashResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Crash         *Crash                 `protobuf:"bytes,1,opt,name=crash,proto3" json:"crash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetDeviceCrashResponse) Reset() {
+	*x = GetDeviceCrashResponse{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetDeviceCrashResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetDeviceCrashResponse) ProtoMessage() {}
+
+func (x *GetDeviceCrashResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetDeviceCrashResponse.ProtoReflect.Descriptor instead.
+func (*GetDeviceCrashResponse) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *GetDeviceCrashResponse) GetCrash() *Crash {
+	if x != nil {
+		return x.Crash
+	}
+	return nil
+}
+
 // BootChain is what a machine with two root file systems says of its start.
 type BootChain struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -695,7 +1325,7 @@ type BootChain struct {
 
 func (x *BootChain) Reset() {
 	*x = BootChain{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -707,7 +1337,7 @@ func (x *BootChain) String() string {
 func (*BootChain) ProtoMessage() {}
 
 func (x *BootChain) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,7 +1350,7 @@ func (x *BootChain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootChain.ProtoReflect.Descriptor instead.
 func (*BootChain) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{4}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *BootChain) GetDriver() string {
@@ -795,7 +1425,7 @@ type BootSlot struct {
 
 func (x *BootSlot) Reset() {
 	*x = BootSlot{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +1437,7 @@ func (x *BootSlot) String() string {
 func (*BootSlot) ProtoMessage() {}
 
 func (x *BootSlot) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +1450,7 @@ func (x *BootSlot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootSlot.ProtoReflect.Descriptor instead.
 func (*BootSlot) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{5}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *BootSlot) GetNumber() int32 {
@@ -872,7 +1502,7 @@ type BootFirmware struct {
 
 func (x *BootFirmware) Reset() {
 	*x = BootFirmware{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +1514,7 @@ func (x *BootFirmware) String() string {
 func (*BootFirmware) ProtoMessage() {}
 
 func (x *BootFirmware) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +1527,7 @@ func (x *BootFirmware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootFirmware.ProtoReflect.Descriptor instead.
 func (*BootFirmware) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{6}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *BootFirmware) GetClass() string {
@@ -946,7 +1576,7 @@ type BootTrap struct {
 
 func (x *BootTrap) Reset() {
 	*x = BootTrap{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +1588,7 @@ func (x *BootTrap) String() string {
 func (*BootTrap) ProtoMessage() {}
 
 func (x *BootTrap) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +1601,7 @@ func (x *BootTrap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootTrap.ProtoReflect.Descriptor instead.
 func (*BootTrap) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{7}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *BootTrap) GetName() string {
@@ -1015,7 +1645,7 @@ type AgentSlots struct {
 
 func (x *AgentSlots) Reset() {
 	*x = AgentSlots{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1027,7 +1657,7 @@ func (x *AgentSlots) String() string {
 func (*AgentSlots) ProtoMessage() {}
 
 func (x *AgentSlots) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1040,7 +1670,7 @@ func (x *AgentSlots) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentSlots.ProtoReflect.Descriptor instead.
 func (*AgentSlots) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{8}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AgentSlots) GetActive() string {
@@ -1103,7 +1733,7 @@ type SourceBytes struct {
 
 func (x *SourceBytes) Reset() {
 	*x = SourceBytes{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1745,7 @@ func (x *SourceBytes) String() string {
 func (*SourceBytes) ProtoMessage() {}
 
 func (x *SourceBytes) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1758,7 @@ func (x *SourceBytes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceBytes.ProtoReflect.Descriptor instead.
 func (*SourceBytes) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{9}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SourceBytes) GetName() string {
@@ -1158,14 +1788,16 @@ type TransferState struct {
 	// download window, apply window or allowance; empty when nothing waits.
 	Waits string `protobuf:"bytes,5,opt,name=waits,proto3" json:"waits,omitempty"`
 	// When it may go on; absent when that is not in sight.
-	Until         *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=until,proto3" json:"until,omitempty"`
+	Until *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=until,proto3" json:"until,omitempty"`
+	// Applications that hold updates off.
+	Holds         []*Hold `protobuf:"bytes,140,rep,name=holds,proto3" json:"holds,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TransferState) Reset() {
 	*x = TransferState{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1177,7 +1809,7 @@ func (x *TransferState) String() string {
 func (*TransferState) ProtoMessage() {}
 
 func (x *TransferState) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1190,7 +1822,7 @@ func (x *TransferState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferState.ProtoReflect.Descriptor instead.
 func (*TransferState) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TransferState) GetInterface() string {
@@ -1235,6 +1867,13 @@ func (x *TransferState) GetUntil() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *TransferState) GetHolds() []*Hold {
+	if x != nil {
+		return x.Holds
+	}
+	return nil
+}
+
 type AllowanceUse struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	LinkClass string                 `protobuf:"bytes,1,opt,name=link_class,json=linkClass,proto3" json:"link_class,omitempty"`
@@ -1250,7 +1889,7 @@ type AllowanceUse struct {
 
 func (x *AllowanceUse) Reset() {
 	*x = AllowanceUse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1262,7 +1901,7 @@ func (x *AllowanceUse) String() string {
 func (*AllowanceUse) ProtoMessage() {}
 
 func (x *AllowanceUse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1275,7 +1914,7 @@ func (x *AllowanceUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowanceUse.ProtoReflect.Descriptor instead.
 func (*AllowanceUse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AllowanceUse) GetLinkClass() string {
@@ -1326,7 +1965,7 @@ type Reading struct {
 
 func (x *Reading) Reset() {
 	*x = Reading{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1977,7 @@ func (x *Reading) String() string {
 func (*Reading) ProtoMessage() {}
 
 func (x *Reading) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1990,7 @@ func (x *Reading) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reading.ProtoReflect.Descriptor instead.
 func (*Reading) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Reading) GetSeries() string {
@@ -1392,7 +2031,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +2043,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +2056,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListDevicesRequest) GetSelector() string {
@@ -1466,7 +2105,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1478,7 +2117,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1491,7 +2130,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -1525,7 +2164,7 @@ type GetDeviceRequest struct {
 
 func (x *GetDeviceRequest) Reset() {
 	*x = GetDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +2176,7 @@ func (x *GetDeviceRequest) String() string {
 func (*GetDeviceRequest) ProtoMessage() {}
 
 func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +2189,7 @@ func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceRequest.ProtoReflect.Descriptor instead.
 func (*GetDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetDeviceRequest) GetDevice() string {
@@ -1570,7 +2209,7 @@ type GetDeviceResponse struct {
 
 func (x *GetDeviceResponse) Reset() {
 	*x = GetDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +2221,7 @@ func (x *GetDeviceResponse) String() string {
 func (*GetDeviceResponse) ProtoMessage() {}
 
 func (x *GetDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +2234,7 @@ func (x *GetDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceResponse.ProtoReflect.Descriptor instead.
 func (*GetDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetDeviceResponse) GetDevice() *Device {
@@ -1621,7 +2260,7 @@ type WatchDeviceRequest struct {
 
 func (x *WatchDeviceRequest) Reset() {
 	*x = WatchDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +2272,7 @@ func (x *WatchDeviceRequest) String() string {
 func (*WatchDeviceRequest) ProtoMessage() {}
 
 func (x *WatchDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +2285,7 @@ func (x *WatchDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeviceRequest.ProtoReflect.Descriptor instead.
 func (*WatchDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WatchDeviceRequest) GetDevice() string {
@@ -1666,7 +2305,7 @@ type WatchDeviceResponse struct {
 
 func (x *WatchDeviceResponse) Reset() {
 	*x = WatchDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1678,7 +2317,7 @@ func (x *WatchDeviceResponse) String() string {
 func (*WatchDeviceResponse) ProtoMessage() {}
 
 func (x *WatchDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1691,7 +2330,7 @@ func (x *WatchDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeviceResponse.ProtoReflect.Descriptor instead.
 func (*WatchDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WatchDeviceResponse) GetDevice() *Device {
@@ -1717,7 +2356,7 @@ type WatchFleetRequest struct {
 
 func (x *WatchFleetRequest) Reset() {
 	*x = WatchFleetRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1729,7 +2368,7 @@ func (x *WatchFleetRequest) String() string {
 func (*WatchFleetRequest) ProtoMessage() {}
 
 func (x *WatchFleetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1742,7 +2381,7 @@ func (x *WatchFleetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFleetRequest.ProtoReflect.Descriptor instead.
 func (*WatchFleetRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WatchFleetRequest) GetSelector() string {
@@ -1762,7 +2401,7 @@ type WatchFleetResponse struct {
 
 func (x *WatchFleetResponse) Reset() {
 	*x = WatchFleetResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1774,7 +2413,7 @@ func (x *WatchFleetResponse) String() string {
 func (*WatchFleetResponse) ProtoMessage() {}
 
 func (x *WatchFleetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1787,7 +2426,7 @@ func (x *WatchFleetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFleetResponse.ProtoReflect.Descriptor instead.
 func (*WatchFleetResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchFleetResponse) GetStatus() *FleetStatus {
@@ -1814,7 +2453,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1826,7 +2465,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1839,7 +2478,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Count) GetKey() string {
@@ -1875,7 +2514,7 @@ type FleetStatus struct {
 
 func (x *FleetStatus) Reset() {
 	*x = FleetStatus{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +2526,7 @@ func (x *FleetStatus) String() string {
 func (*FleetStatus) ProtoMessage() {}
 
 func (x *FleetStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2539,7 @@ func (x *FleetStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FleetStatus.ProtoReflect.Descriptor instead.
 func (*FleetStatus) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *FleetStatus) GetDevices() int32 {
@@ -1982,7 +2621,7 @@ type GetFleetStatusRequest struct {
 
 func (x *GetFleetStatusRequest) Reset() {
 	*x = GetFleetStatusRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1994,7 +2633,7 @@ func (x *GetFleetStatusRequest) String() string {
 func (*GetFleetStatusRequest) ProtoMessage() {}
 
 func (x *GetFleetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2007,7 +2646,7 @@ func (x *GetFleetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFleetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetFleetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetFleetStatusRequest) GetSelector() string {
@@ -2026,7 +2665,7 @@ type GetFleetStatusResponse struct {
 
 func (x *GetFleetStatusResponse) Reset() {
 	*x = GetFleetStatusResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +2677,7 @@ func (x *GetFleetStatusResponse) String() string {
 func (*GetFleetStatusResponse) ProtoMessage() {}
 
 func (x *GetFleetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +2690,7 @@ func (x *GetFleetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFleetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetFleetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetFleetStatusResponse) GetStatus() *FleetStatus {
@@ -2070,7 +2709,7 @@ type ExplainDeviceRequest struct {
 
 func (x *ExplainDeviceRequest) Reset() {
 	*x = ExplainDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2082,7 +2721,7 @@ func (x *ExplainDeviceRequest) String() string {
 func (*ExplainDeviceRequest) ProtoMessage() {}
 
 func (x *ExplainDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2095,7 +2734,7 @@ func (x *ExplainDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ExplainDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ExplainDeviceRequest) GetDevice() string {
@@ -2116,7 +2755,7 @@ type ExplainDeviceResponse struct {
 
 func (x *ExplainDeviceResponse) Reset() {
 	*x = ExplainDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2128,7 +2767,7 @@ func (x *ExplainDeviceResponse) String() string {
 func (*ExplainDeviceResponse) ProtoMessage() {}
 
 func (x *ExplainDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2141,7 +2780,7 @@ func (x *ExplainDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ExplainDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ExplainDeviceResponse) GetSummary() string {
@@ -2174,7 +2813,7 @@ type DeviceEvent struct {
 
 func (x *DeviceEvent) Reset() {
 	*x = DeviceEvent{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2186,7 +2825,7 @@ func (x *DeviceEvent) String() string {
 func (*DeviceEvent) ProtoMessage() {}
 
 func (x *DeviceEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2199,7 +2838,7 @@ func (x *DeviceEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceEvent.ProtoReflect.Descriptor instead.
 func (*DeviceEvent) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{27}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DeviceEvent) GetTime() *timestamppb.Timestamp {
@@ -2261,7 +2900,7 @@ type ListDeviceEventsRequest struct {
 
 func (x *ListDeviceEventsRequest) Reset() {
 	*x = ListDeviceEventsRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2273,7 +2912,7 @@ func (x *ListDeviceEventsRequest) String() string {
 func (*ListDeviceEventsRequest) ProtoMessage() {}
 
 func (x *ListDeviceEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2286,7 +2925,7 @@ func (x *ListDeviceEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeviceEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListDeviceEventsRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListDeviceEventsRequest) GetDevice() string {
@@ -2312,7 +2951,7 @@ type ListDeviceEventsResponse struct {
 
 func (x *ListDeviceEventsResponse) Reset() {
 	*x = ListDeviceEventsResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2963,7 @@ func (x *ListDeviceEventsResponse) String() string {
 func (*ListDeviceEventsResponse) ProtoMessage() {}
 
 func (x *ListDeviceEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2976,7 @@ func (x *ListDeviceEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeviceEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListDeviceEventsResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListDeviceEventsResponse) GetEvents() []*DeviceEvent {
@@ -2356,7 +2995,7 @@ type ApproveDeviceRequest struct {
 
 func (x *ApproveDeviceRequest) Reset() {
 	*x = ApproveDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2368,7 +3007,7 @@ func (x *ApproveDeviceRequest) String() string {
 func (*ApproveDeviceRequest) ProtoMessage() {}
 
 func (x *ApproveDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2381,7 +3020,7 @@ func (x *ApproveDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ApproveDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ApproveDeviceRequest) GetDevice() string {
@@ -2400,7 +3039,7 @@ type ApproveDeviceResponse struct {
 
 func (x *ApproveDeviceResponse) Reset() {
 	*x = ApproveDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2412,7 +3051,7 @@ func (x *ApproveDeviceResponse) String() string {
 func (*ApproveDeviceResponse) ProtoMessage() {}
 
 func (x *ApproveDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2425,7 +3064,7 @@ func (x *ApproveDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ApproveDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ApproveDeviceResponse) GetDevice() *Device {
@@ -2445,7 +3084,7 @@ type RevokeDeviceRequest struct {
 
 func (x *RevokeDeviceRequest) Reset() {
 	*x = RevokeDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2457,7 +3096,7 @@ func (x *RevokeDeviceRequest) String() string {
 func (*RevokeDeviceRequest) ProtoMessage() {}
 
 func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2470,7 +3109,7 @@ func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RevokeDeviceRequest) GetDevice() string {
@@ -2497,7 +3136,7 @@ type RevokeDeviceResponse struct {
 
 func (x *RevokeDeviceResponse) Reset() {
 	*x = RevokeDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2509,7 +3148,7 @@ func (x *RevokeDeviceResponse) String() string {
 func (*RevokeDeviceResponse) ProtoMessage() {}
 
 func (x *RevokeDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2522,7 +3161,7 @@ func (x *RevokeDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceResponse.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RevokeDeviceResponse) GetDevice() *Device {
@@ -2549,7 +3188,7 @@ type ReplaceDeviceRequest struct {
 
 func (x *ReplaceDeviceRequest) Reset() {
 	*x = ReplaceDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2561,7 +3200,7 @@ func (x *ReplaceDeviceRequest) String() string {
 func (*ReplaceDeviceRequest) ProtoMessage() {}
 
 func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2574,7 +3213,7 @@ func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ReplaceDeviceRequest) GetOldDevice() string {
@@ -2600,7 +3239,7 @@ type ReplaceDeviceResponse struct {
 
 func (x *ReplaceDeviceResponse) Reset() {
 	*x = ReplaceDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2612,7 +3251,7 @@ func (x *ReplaceDeviceResponse) String() string {
 func (*ReplaceDeviceResponse) ProtoMessage() {}
 
 func (x *ReplaceDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2625,7 +3264,7 @@ func (x *ReplaceDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ReplaceDeviceResponse) GetDevice() *Device {
@@ -2651,7 +3290,7 @@ type LabelDeviceRequest struct {
 
 func (x *LabelDeviceRequest) Reset() {
 	*x = LabelDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2663,7 +3302,7 @@ func (x *LabelDeviceRequest) String() string {
 func (*LabelDeviceRequest) ProtoMessage() {}
 
 func (x *LabelDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2676,7 +3315,7 @@ func (x *LabelDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelDeviceRequest.ProtoReflect.Descriptor instead.
 func (*LabelDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *LabelDeviceRequest) GetDevice() string {
@@ -2730,7 +3369,7 @@ type LabelDeviceResponse struct {
 
 func (x *LabelDeviceResponse) Reset() {
 	*x = LabelDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2742,7 +3381,7 @@ func (x *LabelDeviceResponse) String() string {
 func (*LabelDeviceResponse) ProtoMessage() {}
 
 func (x *LabelDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2755,7 +3394,7 @@ func (x *LabelDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelDeviceResponse.ProtoReflect.Descriptor instead.
 func (*LabelDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *LabelDeviceResponse) GetDevice() *Device {
@@ -2778,7 +3417,7 @@ type AssignReleaseRequest struct {
 
 func (x *AssignReleaseRequest) Reset() {
 	*x = AssignReleaseRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2790,7 +3429,7 @@ func (x *AssignReleaseRequest) String() string {
 func (*AssignReleaseRequest) ProtoMessage() {}
 
 func (x *AssignReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2803,7 +3442,7 @@ func (x *AssignReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignReleaseRequest.ProtoReflect.Descriptor instead.
 func (*AssignReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{38}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *AssignReleaseRequest) GetDevice() string {
@@ -2836,7 +3475,7 @@ type AssignReleaseResponse struct {
 
 func (x *AssignReleaseResponse) Reset() {
 	*x = AssignReleaseResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2848,7 +3487,7 @@ func (x *AssignReleaseResponse) String() string {
 func (*AssignReleaseResponse) ProtoMessage() {}
 
 func (x *AssignReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2861,7 +3500,7 @@ func (x *AssignReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignReleaseResponse.ProtoReflect.Descriptor instead.
 func (*AssignReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{39}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *AssignReleaseResponse) GetDevice() *Device {
@@ -2880,7 +3519,7 @@ type ConfirmGenerationRequest struct {
 
 func (x *ConfirmGenerationRequest) Reset() {
 	*x = ConfirmGenerationRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2892,7 +3531,7 @@ func (x *ConfirmGenerationRequest) String() string {
 func (*ConfirmGenerationRequest) ProtoMessage() {}
 
 func (x *ConfirmGenerationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2905,7 +3544,7 @@ func (x *ConfirmGenerationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmGenerationRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmGenerationRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{40}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ConfirmGenerationRequest) GetDevice() string {
@@ -2924,7 +3563,7 @@ type ConfirmGenerationResponse struct {
 
 func (x *ConfirmGenerationResponse) Reset() {
 	*x = ConfirmGenerationResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2936,7 +3575,7 @@ func (x *ConfirmGenerationResponse) String() string {
 func (*ConfirmGenerationResponse) ProtoMessage() {}
 
 func (x *ConfirmGenerationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2949,7 +3588,7 @@ func (x *ConfirmGenerationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmGenerationResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmGenerationResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{41}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ConfirmGenerationResponse) GetDevice() *Device {
@@ -2978,7 +3617,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2990,7 +3629,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3003,7 +3642,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{42}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Token) GetId() string {
@@ -3098,7 +3737,7 @@ type CreateTokensRequest struct {
 
 func (x *CreateTokensRequest) Reset() {
 	*x = CreateTokensRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3110,7 +3749,7 @@ func (x *CreateTokensRequest) String() string {
 func (*CreateTokensRequest) ProtoMessage() {}
 
 func (x *CreateTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3123,7 +3762,7 @@ func (x *CreateTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokensRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokensRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{43}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CreateTokensRequest) GetCount() int32 {
@@ -3186,7 +3825,7 @@ type CreatedToken struct {
 
 func (x *CreatedToken) Reset() {
 	*x = CreatedToken{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3198,7 +3837,7 @@ func (x *CreatedToken) String() string {
 func (*CreatedToken) ProtoMessage() {}
 
 func (x *CreatedToken) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3211,7 +3850,7 @@ func (x *CreatedToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatedToken.ProtoReflect.Descriptor instead.
 func (*CreatedToken) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{44}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CreatedToken) GetToken() *Token {
@@ -3237,7 +3876,7 @@ type CreateTokensResponse struct {
 
 func (x *CreateTokensResponse) Reset() {
 	*x = CreateTokensResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3249,7 +3888,7 @@ func (x *CreateTokensResponse) String() string {
 func (*CreateTokensResponse) ProtoMessage() {}
 
 func (x *CreateTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3262,7 +3901,7 @@ func (x *CreateTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokensResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokensResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{45}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *CreateTokensResponse) GetTokens() []*CreatedToken {
@@ -3280,7 +3919,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3292,7 +3931,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3305,7 +3944,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{46}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{55}
 }
 
 type ListTokensResponse struct {
@@ -3317,7 +3956,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3329,7 +3968,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3342,7 +3981,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{47}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -3361,7 +4000,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3373,7 +4012,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3386,7 +4025,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{48}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -3405,7 +4044,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[49]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3417,7 +4056,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[49]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3430,7 +4069,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{49}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RevokeTokenResponse) GetToken() *Token {
@@ -3455,7 +4094,7 @@ type Parameter struct {
 
 func (x *Parameter) Reset() {
 	*x = Parameter{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[50]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3467,7 +4106,7 @@ func (x *Parameter) String() string {
 func (*Parameter) ProtoMessage() {}
 
 func (x *Parameter) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[50]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3480,7 +4119,7 @@ func (x *Parameter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parameter.ProtoReflect.Descriptor instead.
 func (*Parameter) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{50}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Parameter) GetScope() ParameterScope {
@@ -3529,7 +4168,7 @@ type SetParametersRequest struct {
 
 func (x *SetParametersRequest) Reset() {
 	*x = SetParametersRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[51]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3541,7 +4180,7 @@ func (x *SetParametersRequest) String() string {
 func (*SetParametersRequest) ProtoMessage() {}
 
 func (x *SetParametersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[51]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3554,7 +4193,7 @@ func (x *SetParametersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetParametersRequest.ProtoReflect.Descriptor instead.
 func (*SetParametersRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{51}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *SetParametersRequest) GetSet() []*Parameter {
@@ -3581,7 +4220,7 @@ type SetParametersResponse struct {
 
 func (x *SetParametersResponse) Reset() {
 	*x = SetParametersResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[52]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3593,7 +4232,7 @@ func (x *SetParametersResponse) String() string {
 func (*SetParametersResponse) ProtoMessage() {}
 
 func (x *SetParametersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[52]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3606,7 +4245,7 @@ func (x *SetParametersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetParametersResponse.ProtoReflect.Descriptor instead.
 func (*SetParametersResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{52}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SetParametersResponse) GetDevices() int32 {
@@ -3626,7 +4265,7 @@ type ListParametersRequest struct {
 
 func (x *ListParametersRequest) Reset() {
 	*x = ListParametersRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[53]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3638,7 +4277,7 @@ func (x *ListParametersRequest) String() string {
 func (*ListParametersRequest) ProtoMessage() {}
 
 func (x *ListParametersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[53]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3651,7 +4290,7 @@ func (x *ListParametersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListParametersRequest.ProtoReflect.Descriptor instead.
 func (*ListParametersRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{53}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListParametersRequest) GetDevice() string {
@@ -3670,7 +4309,7 @@ type ListParametersResponse struct {
 
 func (x *ListParametersResponse) Reset() {
 	*x = ListParametersResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[54]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3682,7 +4321,7 @@ func (x *ListParametersResponse) String() string {
 func (*ListParametersResponse) ProtoMessage() {}
 
 func (x *ListParametersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[54]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3695,7 +4334,7 @@ func (x *ListParametersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListParametersResponse.ProtoReflect.Descriptor instead.
 func (*ListParametersResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{54}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListParametersResponse) GetParameters() []*Parameter {
@@ -3724,7 +4363,7 @@ const file_skein_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
 	"\arelease\x18\x03 \x01(\tR\arelease\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12.\n" +
-	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\x93\r\n" +
+	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xc6\r\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -3767,10 +4406,60 @@ const file_skein_fleet_v1_fleet_proto_rawDesc = "" +
 	"\rbytes_fetched\x18d \x01(\x03R\fbytesFetched\x125\n" +
 	"\asources\x18e \x03(\v2\x1b.skein.fleet.v1.SourceBytesR\asources\x12\x16\n" +
 	"\x06serves\x18P \x03(\tR\x06serves\x129\n" +
-	"\btransfer\x18x \x01(\v2\x1d.skein.fleet.v1.TransferStateR\btransfer\x1a9\n" +
+	"\btransfer\x18x \x01(\v2\x1d.skein.fleet.v1.TransferStateR\btransfer\x121\n" +
+	"\x05power\x18\x8c\x01 \x01(\v2\x1a.skein.fleet.v1.PowerStateR\x05power\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc1\x02\n" +
+	"\n" +
+	"PowerState\x12\x12\n" +
+	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x14\n" +
+	"\x05modes\x18\x02 \x03(\tR\x05modes\x12\x16\n" +
+	"\x06wanted\x18\x03 \x01(\tR\x06wanted\x12!\n" +
+	"\fneeds_reboot\x18\x04 \x01(\bR\vneedsReboot\x12\x16\n" +
+	"\x06clocks\x18\x05 \x01(\tR\x06clocks\x12\x10\n" +
+	"\x03fan\x18\x06 \x01(\tR\x03fan\x124\n" +
+	"\bthrottle\x18\a \x03(\v2\x18.skein.fleet.v1.ThrottleR\bthrottle\x12\x1a\n" +
+	"\bheadroom\x18\b \x01(\x01R\bheadroom\x12\x12\n" +
+	"\x04zone\x18\t \x01(\tR\x04zone\x12>\n" +
+	"\fover_current\x18\n" +
+	" \x03(\v2\x1b.skein.fleet.v1.OverCurrentR\voverCurrent\"6\n" +
+	"\bThrottle\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail\"R\n" +
+	"\vOverCurrent\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\x12\x19\n" +
+	"\bper_hour\x18\x03 \x01(\x04R\aperHour\"\x98\x01\n" +
+	"\x04Hold\x12\x14\n" +
+	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\x85\x03\n" +
+	"\x05Crash\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12.\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x120\n" +
+	"\x05found\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05found\x126\n" +
+	"\breceived\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\breceived\x12#\n" +
+	"\ragent_version\x18\x06 \x01(\tR\fagentVersion\x12\x14\n" +
+	"\x05panic\x18\a \x01(\tR\x05panic\x12\x10\n" +
+	"\x03log\x18\b \x03(\tR\x03log\x12\x1e\n" +
+	"\n" +
+	"tegrastats\x18\t \x03(\tR\n" +
+	"tegrastats\x123\n" +
+	"\ajournal\x18\n" +
+	" \x03(\v2\x19.skein.fleet.v1.StepEntryR\ajournal\x12\x14\n" +
+	"\x05exits\x18\v \x03(\tR\x05exits\"2\n" +
+	"\x18ListDeviceCrashesRequest\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\"L\n" +
+	"\x19ListDeviceCrashesResponse\x12/\n" +
+	"\acrashes\x18\x01 \x03(\v2\x15.skein.fleet.v1.CrashR\acrashes\"G\n" +
+	"\x15GetDeviceCrashRequest\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\"E\n" +
+	"\x16GetDeviceCrashResponse\x12+\n" +
+	"\x05crash\x18\x01 \x01(\v2\x15.skein.fleet.v1.CrashR\x05crash\"\xc1\x02\n" +
 	"\tBootChain\x12\x16\n" +
 	"\x06driver\x18\x01 \x01(\tR\x06driver\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1e\n" +
@@ -3811,7 +4500,7 @@ const file_skein_fleet_v1_fleet_proto_rawDesc = "" +
 	"\afailure\x18\a \x01(\tR\afailure\"7\n" +
 	"\vSourceBytes\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"\xda\x01\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"\x87\x02\n" +
 	"\rTransferState\x12\x1c\n" +
 	"\tinterface\x18\x01 \x01(\tR\tinterface\x12\x1d\n" +
 	"\n" +
@@ -3819,7 +4508,8 @@ const file_skein_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x04zone\x18\x03 \x01(\tR\x04zone\x120\n" +
 	"\x04used\x18\x04 \x03(\v2\x1c.skein.fleet.v1.AllowanceUseR\x04used\x12\x14\n" +
 	"\x05waits\x18\x05 \x01(\tR\x05waits\x120\n" +
-	"\x05until\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\x85\x01\n" +
+	"\x05until\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12+\n" +
+	"\x05holds\x18\x8c\x01 \x03(\v2\x14.skein.fleet.v1.HoldR\x05holds\"\x85\x01\n" +
 	"\fAllowanceUse\x12\x1d\n" +
 	"\n" +
 	"link_class\x18\x01 \x01(\tR\tlinkClass\x12\x16\n" +
@@ -4004,7 +4694,7 @@ const file_skein_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x1bPARAMETER_SCOPE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15PARAMETER_SCOPE_FLEET\x10\x01\x12\x18\n" +
 	"\x14PARAMETER_SCOPE_SITE\x10\x02\x12\x1a\n" +
-	"\x16PARAMETER_SCOPE_DEVICE\x10\x032\x8d\r\n" +
+	"\x16PARAMETER_SCOPE_DEVICE\x10\x032\xd8\x0e\n" +
 	"\fFleetService\x12V\n" +
 	"\vListDevices\x12\".skein.fleet.v1.ListDevicesRequest\x1a#.skein.fleet.v1.ListDevicesResponse\x12P\n" +
 	"\tGetDevice\x12 .skein.fleet.v1.GetDeviceRequest\x1a!.skein.fleet.v1.GetDeviceResponse\x12X\n" +
@@ -4013,7 +4703,9 @@ const file_skein_fleet_v1_fleet_proto_rawDesc = "" +
 	"WatchFleet\x12!.skein.fleet.v1.WatchFleetRequest\x1a\".skein.fleet.v1.WatchFleetResponse0\x01\x12_\n" +
 	"\x0eGetFleetStatus\x12%.skein.fleet.v1.GetFleetStatusRequest\x1a&.skein.fleet.v1.GetFleetStatusResponse\x12\\\n" +
 	"\rExplainDevice\x12$.skein.fleet.v1.ExplainDeviceRequest\x1a%.skein.fleet.v1.ExplainDeviceResponse\x12e\n" +
-	"\x10ListDeviceEvents\x12'.skein.fleet.v1.ListDeviceEventsRequest\x1a(.skein.fleet.v1.ListDeviceEventsResponse\x12\\\n" +
+	"\x10ListDeviceEvents\x12'.skein.fleet.v1.ListDeviceEventsRequest\x1a(.skein.fleet.v1.ListDeviceEventsResponse\x12h\n" +
+	"\x11ListDeviceCrashes\x12(.skein.fleet.v1.ListDeviceCrashesRequest\x1a).skein.fleet.v1.ListDeviceCrashesResponse\x12_\n" +
+	"\x0eGetDeviceCrash\x12%.skein.fleet.v1.GetDeviceCrashRequest\x1a&.skein.fleet.v1.GetDeviceCrashResponse\x12\\\n" +
 	"\rApproveDevice\x12$.skein.fleet.v1.ApproveDeviceRequest\x1a%.skein.fleet.v1.ApproveDeviceResponse\x12Y\n" +
 	"\fRevokeDevice\x12#.skein.fleet.v1.RevokeDeviceRequest\x1a$.skein.fleet.v1.RevokeDeviceResponse\x12\\\n" +
 	"\rReplaceDevice\x12$.skein.fleet.v1.ReplaceDeviceRequest\x1a%.skein.fleet.v1.ReplaceDeviceResponse\x12V\n" +
@@ -4042,7 +4734,7 @@ func file_skein_fleet_v1_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_skein_fleet_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_skein_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_skein_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_skein_fleet_v1_fleet_proto_goTypes = []any{
 	(DeviceState)(0),                  // 0: skein.fleet.v1.DeviceState
 	(ParameterScope)(0),               // 1: skein.fleet.v1.ParameterScope
@@ -4050,164 +4742,189 @@ var file_skein_fleet_v1_fleet_proto_goTypes = []any{
 	(*Condition)(nil),                 // 3: skein.fleet.v1.Condition
 	(*StepEntry)(nil),                 // 4: skein.fleet.v1.StepEntry
 	(*Device)(nil),                    // 5: skein.fleet.v1.Device
-	(*BootChain)(nil),                 // 6: skein.fleet.v1.BootChain
-	(*BootSlot)(nil),                  // 7: skein.fleet.v1.BootSlot
-	(*BootFirmware)(nil),              // 8: skein.fleet.v1.BootFirmware
-	(*BootTrap)(nil),                  // 9: skein.fleet.v1.BootTrap
-	(*AgentSlots)(nil),                // 10: skein.fleet.v1.AgentSlots
-	(*SourceBytes)(nil),               // 11: skein.fleet.v1.SourceBytes
-	(*TransferState)(nil),             // 12: skein.fleet.v1.TransferState
-	(*AllowanceUse)(nil),              // 13: skein.fleet.v1.AllowanceUse
-	(*Reading)(nil),                   // 14: skein.fleet.v1.Reading
-	(*ListDevicesRequest)(nil),        // 15: skein.fleet.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),       // 16: skein.fleet.v1.ListDevicesResponse
-	(*GetDeviceRequest)(nil),          // 17: skein.fleet.v1.GetDeviceRequest
-	(*GetDeviceResponse)(nil),         // 18: skein.fleet.v1.GetDeviceResponse
-	(*WatchDeviceRequest)(nil),        // 19: skein.fleet.v1.WatchDeviceRequest
-	(*WatchDeviceResponse)(nil),       // 20: skein.fleet.v1.WatchDeviceResponse
-	(*WatchFleetRequest)(nil),         // 21: skein.fleet.v1.WatchFleetRequest
-	(*WatchFleetResponse)(nil),        // 22: skein.fleet.v1.WatchFleetResponse
-	(*Count)(nil),                     // 23: skein.fleet.v1.Count
-	(*FleetStatus)(nil),               // 24: skein.fleet.v1.FleetStatus
-	(*GetFleetStatusRequest)(nil),     // 25: skein.fleet.v1.GetFleetStatusRequest
-	(*GetFleetStatusResponse)(nil),    // 26: skein.fleet.v1.GetFleetStatusResponse
-	(*ExplainDeviceRequest)(nil),      // 27: skein.fleet.v1.ExplainDeviceRequest
-	(*ExplainDeviceResponse)(nil),     // 28: skein.fleet.v1.ExplainDeviceResponse
-	(*DeviceEvent)(nil),               // 29: skein.fleet.v1.DeviceEvent
-	(*ListDeviceEventsRequest)(nil),   // 30: skein.fleet.v1.ListDeviceEventsRequest
-	(*ListDeviceEventsResponse)(nil),  // 31: skein.fleet.v1.ListDeviceEventsResponse
-	(*ApproveDeviceRequest)(nil),      // 32: skein.fleet.v1.ApproveDeviceRequest
-	(*ApproveDeviceResponse)(nil),     // 33: skein.fleet.v1.ApproveDeviceResponse
-	(*RevokeDeviceRequest)(nil),       // 34: skein.fleet.v1.RevokeDeviceRequest
-	(*RevokeDeviceResponse)(nil),      // 35: skein.fleet.v1.RevokeDeviceResponse
-	(*ReplaceDeviceRequest)(nil),      // 36: skein.fleet.v1.ReplaceDeviceRequest
-	(*ReplaceDeviceResponse)(nil),     // 37: skein.fleet.v1.ReplaceDeviceResponse
-	(*LabelDeviceRequest)(nil),        // 38: skein.fleet.v1.LabelDeviceRequest
-	(*LabelDeviceResponse)(nil),       // 39: skein.fleet.v1.LabelDeviceResponse
-	(*AssignReleaseRequest)(nil),      // 40: skein.fleet.v1.AssignReleaseRequest
-	(*AssignReleaseResponse)(nil),     // 41: skein.fleet.v1.AssignReleaseResponse
-	(*ConfirmGenerationRequest)(nil),  // 42: skein.fleet.v1.ConfirmGenerationRequest
-	(*ConfirmGenerationResponse)(nil), // 43: skein.fleet.v1.ConfirmGenerationResponse
-	(*Token)(nil),                     // 44: skein.fleet.v1.Token
-	(*CreateTokensRequest)(nil),       // 45: skein.fleet.v1.CreateTokensRequest
-	(*CreatedToken)(nil),              // 46: skein.fleet.v1.CreatedToken
-	(*CreateTokensResponse)(nil),      // 47: skein.fleet.v1.CreateTokensResponse
-	(*ListTokensRequest)(nil),         // 48: skein.fleet.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),        // 49: skein.fleet.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),        // 50: skein.fleet.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),       // 51: skein.fleet.v1.RevokeTokenResponse
-	(*Parameter)(nil),                 // 52: skein.fleet.v1.Parameter
-	(*SetParametersRequest)(nil),      // 53: skein.fleet.v1.SetParametersRequest
-	(*SetParametersResponse)(nil),     // 54: skein.fleet.v1.SetParametersResponse
-	(*ListParametersRequest)(nil),     // 55: skein.fleet.v1.ListParametersRequest
-	(*ListParametersResponse)(nil),    // 56: skein.fleet.v1.ListParametersResponse
-	nil,                               // 57: skein.fleet.v1.Device.LabelsEntry
-	nil,                               // 58: skein.fleet.v1.LabelDeviceRequest.SetEntry
-	nil,                               // 59: skein.fleet.v1.Token.LabelsEntry
-	nil,                               // 60: skein.fleet.v1.CreateTokensRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 61: google.protobuf.Timestamp
+	(*PowerState)(nil),                // 6: skein.fleet.v1.PowerState
+	(*Throttle)(nil),                  // 7: skein.fleet.v1.Throttle
+	(*OverCurrent)(nil),               // 8: skein.fleet.v1.OverCurrent
+	(*Hold)(nil),                      // 9: skein.fleet.v1.Hold
+	(*Crash)(nil),                     // 10: skein.fleet.v1.Crash
+	(*ListDeviceCrashesRequest)(nil),  // 11: skein.fleet.v1.ListDeviceCrashesRequest
+	(*ListDeviceCrashesResponse)(nil), // 12: skein.fleet.v1.ListDeviceCrashesResponse
+	(*GetDeviceCrashRequest)(nil),     // 13: skein.fleet.v1.GetDeviceCrashRequest
+	(*GetDeviceCrashResponse)(nil),    // 14: skein.fleet.v1.GetDeviceCrashResponse
+	(*BootChain)(nil),                 // 15: skein.fleet.v1.BootChain
+	(*BootSlot)(nil),                  // 16: skein.fleet.v1.BootSlot
+	(*BootFirmware)(nil),              // 17: skein.fleet.v1.BootFirmware
+	(*BootTrap)(nil),                  // 18: skein.fleet.v1.BootTrap
+	(*AgentSlots)(nil),                // 19: skein.fleet.v1.AgentSlots
+	(*SourceBytes)(nil),               // 20: skein.fleet.v1.SourceBytes
+	(*TransferState)(nil),             // 21: skein.fleet.v1.TransferState
+	(*AllowanceUse)(nil),              // 22: skein.fleet.v1.AllowanceUse
+	(*Reading)(nil),                   // 23: skein.fleet.v1.Reading
+	(*ListDevicesRequest)(nil),        // 24: skein.fleet.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),       // 25: skein.fleet.v1.ListDevicesResponse
+	(*GetDeviceRequest)(nil),          // 26: skein.fleet.v1.GetDeviceRequest
+	(*GetDeviceResponse)(nil),         // 27: skein.fleet.v1.GetDeviceResponse
+	(*WatchDeviceRequest)(nil),        // 28: skein.fleet.v1.WatchDeviceRequest
+	(*WatchDeviceResponse)(nil),       // 29: skein.fleet.v1.WatchDeviceResponse
+	(*WatchFleetRequest)(nil),         // 30: skein.fleet.v1.WatchFleetRequest
+	(*WatchFleetResponse)(nil),        // 31: skein.fleet.v1.WatchFleetResponse
+	(*Count)(nil),                     // 32: skein.fleet.v1.Count
+	(*FleetStatus)(nil),               // 33: skein.fleet.v1.FleetStatus
+	(*GetFleetStatusRequest)(nil),     // 34: skein.fleet.v1.GetFleetStatusRequest
+	(*GetFleetStatusResponse)(nil),    // 35: skein.fleet.v1.GetFleetStatusResponse
+	(*ExplainDeviceRequest)(nil),      // 36: skein.fleet.v1.ExplainDeviceRequest
+	(*ExplainDeviceResponse)(nil),     // 37: skein.fleet.v1.ExplainDeviceResponse
+	(*DeviceEvent)(nil),               // 38: skein.fleet.v1.DeviceEvent
+	(*ListDeviceEventsRequest)(nil),   // 39: skein.fleet.v1.ListDeviceEventsRequest
+	(*ListDeviceEventsResponse)(nil),  // 40: skein.fleet.v1.ListDeviceEventsResponse
+	(*ApproveDeviceRequest)(nil),      // 41: skein.fleet.v1.ApproveDeviceRequest
+	(*ApproveDeviceResponse)(nil),     // 42: skein.fleet.v1.ApproveDeviceResponse
+	(*RevokeDeviceRequest)(nil),       // 43: skein.fleet.v1.RevokeDeviceRequest
+	(*RevokeDeviceResponse)(nil),      // 44: skein.fleet.v1.RevokeDeviceResponse
+	(*ReplaceDeviceRequest)(nil),      // 45: skein.fleet.v1.ReplaceDeviceRequest
+	(*ReplaceDeviceResponse)(nil),     // 46: skein.fleet.v1.ReplaceDeviceResponse
+	(*LabelDeviceRequest)(nil),        // 47: skein.fleet.v1.LabelDeviceRequest
+	(*LabelDeviceResponse)(nil),       // 48: skein.fleet.v1.LabelDeviceResponse
+	(*AssignReleaseRequest)(nil),      // 49: skein.fleet.v1.AssignReleaseRequest
+	(*AssignReleaseResponse)(nil),     // 50: skein.fleet.v1.AssignReleaseResponse
+	(*ConfirmGenerationRequest)(nil),  // 51: skein.fleet.v1.ConfirmGenerationRequest
+	(*ConfirmGenerationResponse)(nil), // 52: skein.fleet.v1.ConfirmGenerationResponse
+	(*Token)(nil),                     // 53: skein.fleet.v1.Token
+	(*CreateTokensRequest)(nil),       // 54: skein.fleet.v1.CreateTokensRequest
+	(*CreatedToken)(nil),              // 55: skein.fleet.v1.CreatedToken
+	(*CreateTokensResponse)(nil),      // 56: skein.fleet.v1.CreateTokensResponse
+	(*ListTokensRequest)(nil),         // 57: skein.fleet.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),        // 58: skein.fleet.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),        // 59: skein.fleet.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),       // 60: skein.fleet.v1.RevokeTokenResponse
+	(*Parameter)(nil),                 // 61: skein.fleet.v1.Parameter
+	(*SetParametersRequest)(nil),      // 62: skein.fleet.v1.SetParametersRequest
+	(*SetParametersResponse)(nil),     // 63: skein.fleet.v1.SetParametersResponse
+	(*ListParametersRequest)(nil),     // 64: skein.fleet.v1.ListParametersRequest
+	(*ListParametersResponse)(nil),    // 65: skein.fleet.v1.ListParametersResponse
+	nil,                               // 66: skein.fleet.v1.Device.LabelsEntry
+	nil,                               // 67: skein.fleet.v1.LabelDeviceRequest.SetEntry
+	nil,                               // 68: skein.fleet.v1.Token.LabelsEntry
+	nil,                               // 69: skein.fleet.v1.CreateTokensRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 70: google.protobuf.Timestamp
 }
 var file_skein_fleet_v1_fleet_proto_depIdxs = []int32{
-	61, // 0: skein.fleet.v1.Condition.since:type_name -> google.protobuf.Timestamp
-	61, // 1: skein.fleet.v1.StepEntry.time:type_name -> google.protobuf.Timestamp
-	57, // 2: skein.fleet.v1.Device.labels:type_name -> skein.fleet.v1.Device.LabelsEntry
+	70, // 0: skein.fleet.v1.Condition.since:type_name -> google.protobuf.Timestamp
+	70, // 1: skein.fleet.v1.StepEntry.time:type_name -> google.protobuf.Timestamp
+	66, // 2: skein.fleet.v1.Device.labels:type_name -> skein.fleet.v1.Device.LabelsEntry
 	0,  // 3: skein.fleet.v1.Device.state:type_name -> skein.fleet.v1.DeviceState
-	61, // 4: skein.fleet.v1.Device.last_seen:type_name -> google.protobuf.Timestamp
-	61, // 5: skein.fleet.v1.Device.enrolled:type_name -> google.protobuf.Timestamp
-	61, // 6: skein.fleet.v1.Device.certificate_not_after:type_name -> google.protobuf.Timestamp
+	70, // 4: skein.fleet.v1.Device.last_seen:type_name -> google.protobuf.Timestamp
+	70, // 5: skein.fleet.v1.Device.enrolled:type_name -> google.protobuf.Timestamp
+	70, // 6: skein.fleet.v1.Device.certificate_not_after:type_name -> google.protobuf.Timestamp
 	2,  // 7: skein.fleet.v1.Device.desired_generation:type_name -> skein.fleet.v1.Generation
 	2,  // 8: skein.fleet.v1.Device.held_generation:type_name -> skein.fleet.v1.Generation
 	3,  // 9: skein.fleet.v1.Device.conditions:type_name -> skein.fleet.v1.Condition
 	4,  // 10: skein.fleet.v1.Device.journal:type_name -> skein.fleet.v1.StepEntry
-	6,  // 11: skein.fleet.v1.Device.boot_chain:type_name -> skein.fleet.v1.BootChain
-	10, // 12: skein.fleet.v1.Device.agent_slots:type_name -> skein.fleet.v1.AgentSlots
-	11, // 13: skein.fleet.v1.Device.sources:type_name -> skein.fleet.v1.SourceBytes
-	12, // 14: skein.fleet.v1.Device.transfer:type_name -> skein.fleet.v1.TransferState
-	7,  // 15: skein.fleet.v1.BootChain.firmware:type_name -> skein.fleet.v1.BootSlot
-	7,  // 16: skein.fleet.v1.BootChain.rootfs:type_name -> skein.fleet.v1.BootSlot
-	8,  // 17: skein.fleet.v1.BootChain.esrt:type_name -> skein.fleet.v1.BootFirmware
-	9,  // 18: skein.fleet.v1.BootChain.traps:type_name -> skein.fleet.v1.BootTrap
-	13, // 19: skein.fleet.v1.TransferState.used:type_name -> skein.fleet.v1.AllowanceUse
-	61, // 20: skein.fleet.v1.TransferState.until:type_name -> google.protobuf.Timestamp
-	61, // 21: skein.fleet.v1.Reading.time:type_name -> google.protobuf.Timestamp
-	5,  // 22: skein.fleet.v1.ListDevicesResponse.devices:type_name -> skein.fleet.v1.Device
-	5,  // 23: skein.fleet.v1.GetDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	14, // 24: skein.fleet.v1.GetDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
-	5,  // 25: skein.fleet.v1.WatchDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	14, // 26: skein.fleet.v1.WatchDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
-	24, // 27: skein.fleet.v1.WatchFleetResponse.status:type_name -> skein.fleet.v1.FleetStatus
-	5,  // 28: skein.fleet.v1.WatchFleetResponse.changed:type_name -> skein.fleet.v1.Device
-	23, // 29: skein.fleet.v1.FleetStatus.by_state:type_name -> skein.fleet.v1.Count
-	23, // 30: skein.fleet.v1.FleetStatus.by_target:type_name -> skein.fleet.v1.Count
-	23, // 31: skein.fleet.v1.FleetStatus.by_site:type_name -> skein.fleet.v1.Count
-	23, // 32: skein.fleet.v1.FleetStatus.by_release:type_name -> skein.fleet.v1.Count
-	23, // 33: skein.fleet.v1.FleetStatus.by_hardware:type_name -> skein.fleet.v1.Count
-	23, // 34: skein.fleet.v1.FleetStatus.by_condition:type_name -> skein.fleet.v1.Count
-	61, // 35: skein.fleet.v1.FleetStatus.time:type_name -> google.protobuf.Timestamp
-	24, // 36: skein.fleet.v1.GetFleetStatusResponse.status:type_name -> skein.fleet.v1.FleetStatus
-	61, // 37: skein.fleet.v1.DeviceEvent.time:type_name -> google.protobuf.Timestamp
-	61, // 38: skein.fleet.v1.DeviceEvent.received:type_name -> google.protobuf.Timestamp
-	29, // 39: skein.fleet.v1.ListDeviceEventsResponse.events:type_name -> skein.fleet.v1.DeviceEvent
-	5,  // 40: skein.fleet.v1.ApproveDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 41: skein.fleet.v1.RevokeDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 42: skein.fleet.v1.ReplaceDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	58, // 43: skein.fleet.v1.LabelDeviceRequest.set:type_name -> skein.fleet.v1.LabelDeviceRequest.SetEntry
-	5,  // 44: skein.fleet.v1.LabelDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 45: skein.fleet.v1.AssignReleaseResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 46: skein.fleet.v1.ConfirmGenerationResponse.device:type_name -> skein.fleet.v1.Device
-	61, // 47: skein.fleet.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	59, // 48: skein.fleet.v1.Token.labels:type_name -> skein.fleet.v1.Token.LabelsEntry
-	61, // 49: skein.fleet.v1.Token.created:type_name -> google.protobuf.Timestamp
-	60, // 50: skein.fleet.v1.CreateTokensRequest.labels:type_name -> skein.fleet.v1.CreateTokensRequest.LabelsEntry
-	44, // 51: skein.fleet.v1.CreatedToken.token:type_name -> skein.fleet.v1.Token
-	46, // 52: skein.fleet.v1.CreateTokensResponse.tokens:type_name -> skein.fleet.v1.CreatedToken
-	44, // 53: skein.fleet.v1.ListTokensResponse.tokens:type_name -> skein.fleet.v1.Token
-	44, // 54: skein.fleet.v1.RevokeTokenResponse.token:type_name -> skein.fleet.v1.Token
-	1,  // 55: skein.fleet.v1.Parameter.scope:type_name -> skein.fleet.v1.ParameterScope
-	52, // 56: skein.fleet.v1.SetParametersRequest.set:type_name -> skein.fleet.v1.Parameter
-	52, // 57: skein.fleet.v1.SetParametersRequest.remove:type_name -> skein.fleet.v1.Parameter
-	52, // 58: skein.fleet.v1.ListParametersResponse.parameters:type_name -> skein.fleet.v1.Parameter
-	15, // 59: skein.fleet.v1.FleetService.ListDevices:input_type -> skein.fleet.v1.ListDevicesRequest
-	17, // 60: skein.fleet.v1.FleetService.GetDevice:input_type -> skein.fleet.v1.GetDeviceRequest
-	19, // 61: skein.fleet.v1.FleetService.WatchDevice:input_type -> skein.fleet.v1.WatchDeviceRequest
-	21, // 62: skein.fleet.v1.FleetService.WatchFleet:input_type -> skein.fleet.v1.WatchFleetRequest
-	25, // 63: skein.fleet.v1.FleetService.GetFleetStatus:input_type -> skein.fleet.v1.GetFleetStatusRequest
-	27, // 64: skein.fleet.v1.FleetService.ExplainDevice:input_type -> skein.fleet.v1.ExplainDeviceRequest
-	30, // 65: skein.fleet.v1.FleetService.ListDeviceEvents:input_type -> skein.fleet.v1.ListDeviceEventsRequest
-	32, // 66: skein.fleet.v1.FleetService.ApproveDevice:input_type -> skein.fleet.v1.ApproveDeviceRequest
-	34, // 67: skein.fleet.v1.FleetService.RevokeDevice:input_type -> skein.fleet.v1.RevokeDeviceRequest
-	36, // 68: skein.fleet.v1.FleetService.ReplaceDevice:input_type -> skein.fleet.v1.ReplaceDeviceRequest
-	38, // 69: skein.fleet.v1.FleetService.LabelDevice:input_type -> skein.fleet.v1.LabelDeviceRequest
-	40, // 70: skein.fleet.v1.FleetService.AssignRelease:input_type -> skein.fleet.v1.AssignReleaseRequest
-	42, // 71: skein.fleet.v1.FleetService.ConfirmGeneration:input_type -> skein.fleet.v1.ConfirmGenerationRequest
-	45, // 72: skein.fleet.v1.FleetService.CreateTokens:input_type -> skein.fleet.v1.CreateTokensRequest
-	48, // 73: skein.fleet.v1.FleetService.ListTokens:input_type -> skein.fleet.v1.ListTokensRequest
-	50, // 74: skein.fleet.v1.FleetService.RevokeToken:input_type -> skein.fleet.v1.RevokeTokenRequest
-	53, // 75: skein.fleet.v1.FleetService.SetParameters:input_type -> skein.fleet.v1.SetParametersRequest
-	55, // 76: skein.fleet.v1.FleetService.ListParameters:input_type -> skein.fleet.v1.ListParametersRequest
-	16, // 77: skein.fleet.v1.FleetService.ListDevices:output_type -> skein.fleet.v1.ListDevicesResponse
-	18, // 78: skein.fleet.v1.FleetService.GetDevice:output_type -> skein.fleet.v1.GetDeviceResponse
-	20, // 79: skein.fleet.v1.FleetService.WatchDevice:output_type -> skein.fleet.v1.WatchDeviceResponse
-	22, // 80: skein.fleet.v1.FleetService.WatchFleet:output_type -> skein.fleet.v1.WatchFleetResponse
-	26, // 81: skein.fleet.v1.FleetService.GetFleetStatus:output_type -> skein.fleet.v1.GetFleetStatusResponse
-	28, // 82: skein.fleet.v1.FleetService.ExplainDevice:output_type -> skein.fleet.v1.ExplainDeviceResponse
-	31, // 83: skein.fleet.v1.FleetService.ListDeviceEvents:output_type -> skein.fleet.v1.ListDeviceEventsResponse
-	33, // 84: skein.fleet.v1.FleetService.ApproveDevice:output_type -> skein.fleet.v1.ApproveDeviceResponse
-	35, // 85: skein.fleet.v1.FleetService.RevokeDevice:output_type -> skein.fleet.v1.RevokeDeviceResponse
-	37, // 86: skein.fleet.v1.FleetService.ReplaceDevice:output_type -> skein.fleet.v1.ReplaceDeviceResponse
-	39, // 87: skein.fleet.v1.FleetService.LabelDevice:output_type -> skein.fleet.v1.LabelDeviceResponse
-	41, // 88: skein.fleet.v1.FleetService.AssignRelease:output_type -> skein.fleet.v1.AssignReleaseResponse
-	43, // 89: skein.fleet.v1.FleetService.ConfirmGeneration:output_type -> skein.fleet.v1.ConfirmGenerationResponse
-	47, // 90: skein.fleet.v1.FleetService.CreateTokens:output_type -> skein.fleet.v1.CreateTokensResponse
-	49, // 91: skein.fleet.v1.FleetService.ListTokens:output_type -> skein.fleet.v1.ListTokensResponse
-	51, // 92: skein.fleet.v1.FleetService.RevokeToken:output_type -> skein.fleet.v1.RevokeTokenResponse
-	54, // 93: skein.fleet.v1.FleetService.SetParameters:output_type -> skein.fleet.v1.SetParametersResponse
-	56, // 94: skein.fleet.v1.FleetService.ListParameters:output_type -> skein.fleet.v1.ListParametersResponse
-	77, // [77:95] is the sub-list for method output_type
-	59, // [59:77] is the sub-list for method input_type
-	59, // [59:59] is the sub-list for extension type_name
-	59, // [59:59] is the sub-list for extension extendee
-	0,  // [0:59] is the sub-list for field type_name
+	15, // 11: skein.fleet.v1.Device.boot_chain:type_name -> skein.fleet.v1.BootChain
+	19, // 12: skein.fleet.v1.Device.agent_slots:type_name -> skein.fleet.v1.AgentSlots
+	20, // 13: skein.fleet.v1.Device.sources:type_name -> skein.fleet.v1.SourceBytes
+	21, // 14: skein.fleet.v1.Device.transfer:type_name -> skein.fleet.v1.TransferState
+	6,  // 15: skein.fleet.v1.Device.power:type_name -> skein.fleet.v1.PowerState
+	7,  // 16: skein.fleet.v1.PowerState.throttle:type_name -> skein.fleet.v1.Throttle
+	8,  // 17: skein.fleet.v1.PowerState.over_current:type_name -> skein.fleet.v1.OverCurrent
+	70, // 18: skein.fleet.v1.Hold.since:type_name -> google.protobuf.Timestamp
+	70, // 19: skein.fleet.v1.Hold.until:type_name -> google.protobuf.Timestamp
+	70, // 20: skein.fleet.v1.Crash.time:type_name -> google.protobuf.Timestamp
+	70, // 21: skein.fleet.v1.Crash.found:type_name -> google.protobuf.Timestamp
+	70, // 22: skein.fleet.v1.Crash.received:type_name -> google.protobuf.Timestamp
+	4,  // 23: skein.fleet.v1.Crash.journal:type_name -> skein.fleet.v1.StepEntry
+	10, // 24: skein.fleet.v1.ListDeviceCrashesResponse.crashes:type_name -> skein.fleet.v1.Crash
+	10, // 25: skein.fleet.v1.GetDeviceCrashResponse.crash:type_name -> skein.fleet.v1.Crash
+	16, // 26: skein.fleet.v1.BootChain.firmware:type_name -> skein.fleet.v1.BootSlot
+	16, // 27: skein.fleet.v1.BootChain.rootfs:type_name -> skein.fleet.v1.BootSlot
+	17, // 28: skein.fleet.v1.BootChain.esrt:type_name -> skein.fleet.v1.BootFirmware
+	18, // 29: skein.fleet.v1.BootChain.traps:type_name -> skein.fleet.v1.BootTrap
+	22, // 30: skein.fleet.v1.TransferState.used:type_name -> skein.fleet.v1.AllowanceUse
+	70, // 31: skein.fleet.v1.TransferState.until:type_name -> google.protobuf.Timestamp
+	9,  // 32: skein.fleet.v1.TransferState.holds:type_name -> skein.fleet.v1.Hold
+	70, // 33: skein.fleet.v1.Reading.time:type_name -> google.protobuf.Timestamp
+	5,  // 34: skein.fleet.v1.ListDevicesResponse.devices:type_name -> skein.fleet.v1.Device
+	5,  // 35: skein.fleet.v1.GetDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	23, // 36: skein.fleet.v1.GetDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
+	5,  // 37: skein.fleet.v1.WatchDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	23, // 38: skein.fleet.v1.WatchDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
+	33, // 39: skein.fleet.v1.WatchFleetResponse.status:type_name -> skein.fleet.v1.FleetStatus
+	5,  // 40: skein.fleet.v1.WatchFleetResponse.changed:type_name -> skein.fleet.v1.Device
+	32, // 41: skein.fleet.v1.FleetStatus.by_state:type_name -> skein.fleet.v1.Count
+	32, // 42: skein.fleet.v1.FleetStatus.by_target:type_name -> skein.fleet.v1.Count
+	32, // 43: skein.fleet.v1.FleetStatus.by_site:type_name -> skein.fleet.v1.Count
+	32, // 44: skein.fleet.v1.FleetStatus.by_release:type_name -> skein.fleet.v1.Count
+	32, // 45: skein.fleet.v1.FleetStatus.by_hardware:type_name -> skein.fleet.v1.Count
+	32, // 46: skein.fleet.v1.FleetStatus.by_condition:type_name -> skein.fleet.v1.Count
+	70, // 47: skein.fleet.v1.FleetStatus.time:type_name -> google.protobuf.Timestamp
+	33, // 48: skein.fleet.v1.GetFleetStatusResponse.status:type_name -> skein.fleet.v1.FleetStatus
+	70, // 49: skein.fleet.v1.DeviceEvent.time:type_name -> google.protobuf.Timestamp
+	70, // 50: skein.fleet.v1.DeviceEvent.received:type_name -> google.protobuf.Timestamp
+	38, // 51: skein.fleet.v1.ListDeviceEventsResponse.events:type_name -> skein.fleet.v1.DeviceEvent
+	5,  // 52: skein.fleet.v1.ApproveDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 53: skein.fleet.v1.RevokeDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 54: skein.fleet.v1.ReplaceDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	67, // 55: skein.fleet.v1.LabelDeviceRequest.set:type_name -> skein.fleet.v1.LabelDeviceRequest.SetEntry
+	5,  // 56: skein.fleet.v1.LabelDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 57: skein.fleet.v1.AssignReleaseResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 58: skein.fleet.v1.ConfirmGenerationResponse.device:type_name -> skein.fleet.v1.Device
+	70, // 59: skein.fleet.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	68, // 60: skein.fleet.v1.Token.labels:type_name -> skein.fleet.v1.Token.LabelsEntry
+	70, // 61: skein.fleet.v1.Token.created:type_name -> google.protobuf.Timestamp
+	69, // 62: skein.fleet.v1.CreateTokensRequest.labels:type_name -> skein.fleet.v1.CreateTokensRequest.LabelsEntry
+	53, // 63: skein.fleet.v1.CreatedToken.token:type_name -> skein.fleet.v1.Token
+	55, // 64: skein.fleet.v1.CreateTokensResponse.tokens:type_name -> skein.fleet.v1.CreatedToken
+	53, // 65: skein.fleet.v1.ListTokensResponse.tokens:type_name -> skein.fleet.v1.Token
+	53, // 66: skein.fleet.v1.RevokeTokenResponse.token:type_name -> skein.fleet.v1.Token
+	1,  // 67: skein.fleet.v1.Parameter.scope:type_name -> skein.fleet.v1.ParameterScope
+	61, // 68: skein.fleet.v1.SetParametersRequest.set:type_name -> skein.fleet.v1.Parameter
+	61, // 69: skein.fleet.v1.SetParametersRequest.remove:type_name -> skein.fleet.v1.Parameter
+	61, // 70: skein.fleet.v1.ListParametersResponse.parameters:type_name -> skein.fleet.v1.Parameter
+	24, // 71: skein.fleet.v1.FleetService.ListDevices:input_type -> skein.fleet.v1.ListDevicesRequest
+	26, // 72: skein.fleet.v1.FleetService.GetDevice:input_type -> skein.fleet.v1.GetDeviceRequest
+	28, // 73: skein.fleet.v1.FleetService.WatchDevice:input_type -> skein.fleet.v1.WatchDeviceRequest
+	30, // 74: skein.fleet.v1.FleetService.WatchFleet:input_type -> skein.fleet.v1.WatchFleetRequest
+	34, // 75: skein.fleet.v1.FleetService.GetFleetStatus:input_type -> skein.fleet.v1.GetFleetStatusRequest
+	36, // 76: skein.fleet.v1.FleetService.ExplainDevice:input_type -> skein.fleet.v1.ExplainDeviceRequest
+	39, // 77: skein.fleet.v1.FleetService.ListDeviceEvents:input_type -> skein.fleet.v1.ListDeviceEventsRequest
+	11, // 78: skein.fleet.v1.FleetService.ListDeviceCrashes:input_type -> skein.fleet.v1.ListDeviceCrashesRequest
+	13, // 79: skein.fleet.v1.FleetService.GetDeviceCrash:input_type -> skein.fleet.v1.GetDeviceCrashRequest
+	41, // 80: skein.fleet.v1.FleetService.ApproveDevice:input_type -> skein.fleet.v1.ApproveDeviceRequest
+	43, // 81: skein.fleet.v1.FleetService.RevokeDevice:input_type -> skein.fleet.v1.RevokeDeviceRequest
+	45, // 82: skein.fleet.v1.FleetService.ReplaceDevice:input_type -> skein.fleet.v1.ReplaceDeviceRequest
+	47, // 83: skein.fleet.v1.FleetService.LabelDevice:input_type -> skein.fleet.v1.LabelDeviceRequest
+	49, // 84: skein.fleet.v1.FleetService.AssignRelease:input_type -> skein.fleet.v1.AssignReleaseRequest
+	51, // 85: skein.fleet.v1.FleetService.ConfirmGeneration:input_type -> skein.fleet.v1.ConfirmGenerationRequest
+	54, // 86: skein.fleet.v1.FleetService.CreateTokens:input_type -> skein.fleet.v1.CreateTokensRequest
+	57, // 87: skein.fleet.v1.FleetService.ListTokens:input_type -> skein.fleet.v1.ListTokensRequest
+	59, // 88: skein.fleet.v1.FleetService.RevokeToken:input_type -> skein.fleet.v1.RevokeTokenRequest
+	62, // 89: skein.fleet.v1.FleetService.SetParameters:input_type -> skein.fleet.v1.SetParametersRequest
+	64, // 90: skein.fleet.v1.FleetService.ListParameters:input_type -> skein.fleet.v1.ListParametersRequest
+	25, // 91: skein.fleet.v1.FleetService.ListDevices:output_type -> skein.fleet.v1.ListDevicesResponse
+	27, // 92: skein.fleet.v1.FleetService.GetDevice:output_type -> skein.fleet.v1.GetDeviceResponse
+	29, // 93: skein.fleet.v1.FleetService.WatchDevice:output_type -> skein.fleet.v1.WatchDeviceResponse
+	31, // 94: skein.fleet.v1.FleetService.WatchFleet:output_type -> skein.fleet.v1.WatchFleetResponse
+	35, // 95: skein.fleet.v1.FleetService.GetFleetStatus:output_type -> skein.fleet.v1.GetFleetStatusResponse
+	37, // 96: skein.fleet.v1.FleetService.ExplainDevice:output_type -> skein.fleet.v1.ExplainDeviceResponse
+	40, // 97: skein.fleet.v1.FleetService.ListDeviceEvents:output_type -> skein.fleet.v1.ListDeviceEventsResponse
+	12, // 98: skein.fleet.v1.FleetService.ListDeviceCrashes:output_type -> skein.fleet.v1.ListDeviceCrashesResponse
+	14, // 99: skein.fleet.v1.FleetService.GetDeviceCrash:output_type -> skein.fleet.v1.GetDeviceCrashResponse
+	42, // 100: skein.fleet.v1.FleetService.ApproveDevice:output_type -> skein.fleet.v1.ApproveDeviceResponse
+	44, // 101: skein.fleet.v1.FleetService.RevokeDevice:output_type -> skein.fleet.v1.RevokeDeviceResponse
+	46, // 102: skein.fleet.v1.FleetService.ReplaceDevice:output_type -> skein.fleet.v1.ReplaceDeviceResponse
+	48, // 103: skein.fleet.v1.FleetService.LabelDevice:output_type -> skein.fleet.v1.LabelDeviceResponse
+	50, // 104: skein.fleet.v1.FleetService.AssignRelease:output_type -> skein.fleet.v1.AssignReleaseResponse
+	52, // 105: skein.fleet.v1.FleetService.ConfirmGeneration:output_type -> skein.fleet.v1.ConfirmGenerationResponse
+	56, // 106: skein.fleet.v1.FleetService.CreateTokens:output_type -> skein.fleet.v1.CreateTokensResponse
+	58, // 107: skein.fleet.v1.FleetService.ListTokens:output_type -> skein.fleet.v1.ListTokensResponse
+	60, // 108: skein.fleet.v1.FleetService.RevokeToken:output_type -> skein.fleet.v1.RevokeTokenResponse
+	63, // 109: skein.fleet.v1.FleetService.SetParameters:output_type -> skein.fleet.v1.SetParametersResponse
+	65, // 110: skein.fleet.v1.FleetService.ListParameters:output_type -> skein.fleet.v1.ListParametersResponse
+	91, // [91:111] is the sub-list for method output_type
+	71, // [71:91] is the sub-list for method input_type
+	71, // [71:71] is the sub-list for extension type_name
+	71, // [71:71] is the sub-list for extension extendee
+	0,  // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_skein_fleet_v1_fleet_proto_init() }
@@ -4221,7 +4938,7 @@ func file_skein_fleet_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skein_fleet_v1_fleet_proto_rawDesc), len(file_skein_fleet_v1_fleet_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   59,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

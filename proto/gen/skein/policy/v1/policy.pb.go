@@ -84,7 +84,8 @@ type PolicySetting struct {
 	// Site, or name or id of a device; empty for the fleet.
 	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
 	// zone, download-window, apply-window, metered, metered-day, metered-month,
-	// unmetered-day, unmetered-month, device-rate, site-rate, fleet-rate, reserve.
+	// unmetered-day, unmetered-month, device-rate, site-rate, fleet-rate, reserve,
+	// power-mode, power-clocks, fan-profile, power-reboot, longest-hold.
 	Key           string `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
 	Value         string `protobuf:"bytes,4,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields

@@ -45,6 +45,13 @@ const (
 	LocalServiceReceiptProcedure = "/skein.agentlocal.v1.LocalService/Receipt"
 	// LocalServiceLogsProcedure is the fully-qualified name of the LocalService's Logs RPC.
 	LocalServiceLogsProcedure = "/skein.agentlocal.v1.LocalService/Logs"
+	// LocalServiceHoldProcedure is the fully-qualified name of the LocalService's Hold RPC.
+	LocalServiceHoldProcedure = "/skein.agentlocal.v1.LocalService/Hold"
+	// LocalServiceReleaseHoldProcedure is the fully-qualified name of the LocalService's ReleaseHold
+	// RPC.
+	LocalServiceReleaseHoldProcedure = "/skein.agentlocal.v1.LocalService/ReleaseHold"
+	// LocalServiceTraceProcedure is the fully-qualified name of the LocalService's Trace RPC.
+	LocalServiceTraceProcedure = "/skein.agentlocal.v1.LocalService/Trace"
 )
 
 // LocalServiceClient is a client for the skein.agentlocal.v1.LocalService service.
@@ -58,6 +65,12 @@ type LocalServiceClient interface {
 	Receipt(context.Context, *v1.ReceiptRequest) (*v1.ReceiptResponse, error)
 	// Logs gives the newest lines of the agent's own log.
 	Logs(context.Context, *v1.LogsRequest) (*v1.LogsResponse, error)
+	// Hold keeps a release from being put to work for a while, at most as long as
+	// the policy allows; ReleaseHold ends it early. Holds survive restarts.
+	Hold(context.Context, *v1.HoldRequest) (*v1.HoldResponse, error)
+	ReleaseHold(context.Context, *v1.ReleaseHoldRequest) (*v1.ReleaseHoldResponse, error)
+	// Trace gives the timelines of the last updates, newest first.
+	Trace(context.Context, *v1.TraceRequest) (*v1.TraceResponse, error)
 }
 
 // NewLocalServiceClient constructs a client for the skein.agentlocal.v1.LocalService service. By
@@ -101,6 +114,24 @@ func NewLocalServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(localServiceMethods.ByName("Logs")),
 			connect.WithClientOptions(opts...),
 		),
+		hold: connect.NewClient[v1.HoldRequest, v1.HoldResponse](
+			httpClient,
+			baseURL+LocalServiceHoldProcedure,
+			connect.WithSchema(localServiceMethods.ByName("Hold")),
+			connect.WithClientOptions(opts...),
+		),
+		releaseHold: connect.NewClient[v1.ReleaseHoldRequest, v1.ReleaseHoldResponse](
+			httpClient,
+			baseURL+LocalServiceReleaseHoldProcedure,
+			connect.WithSchema(localServiceMethods.ByName("ReleaseHold")),
+			connect.WithClientOptions(opts...),
+		),
+		trace: connect.NewClient[v1.TraceRequest, v1.TraceResponse](
+			httpClient,
+			baseURL+LocalServiceTraceProcedure,
+			connect.WithSchema(localServiceMethods.ByName("Trace")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -111,6 +142,9 @@ type localServiceClient struct {
 	applyBundle *connect.Client[v1.ApplyBundleRequest, v1.ApplyBundleResponse]
 	receipt     *connect.Client[v1.ReceiptRequest, v1.ReceiptResponse]
 	logs        *connect.Client[v1.LogsRequest, v1.LogsResponse]
+	hold        *connect.Client[v1.HoldRequest, v1.HoldResponse]
+	releaseHold *connect.Client[v1.ReleaseHoldRequest, v1.ReleaseHoldResponse]
+	trace       *connect.Client[v1.TraceRequest, v1.TraceResponse]
 }
 
 // Status calls skein.agentlocal.v1.LocalService.Status.
@@ -158,6 +192,33 @@ func (c *localServiceClient) Logs(ctx context.Context, req *v1.LogsRequest) (*v1
 	return nil, err
 }
 
+// Hold calls skein.agentlocal.v1.LocalService.Hold.
+func (c *localServiceClient) Hold(ctx context.Context, req *v1.HoldRequest) (*v1.HoldResponse, error) {
+	response, err := c.hold.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReleaseHold calls skein.agentlocal.v1.LocalService.ReleaseHold.
+func (c *localServiceClient) ReleaseHold(ctx context.Context, req *v1.ReleaseHoldRequest) (*v1.ReleaseHoldResponse, error) {
+	response, err := c.releaseHold.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Trace calls skein.agentlocal.v1.LocalService.Trace.
+func (c *localServiceClient) Trace(ctx context.Context, req *v1.TraceRequest) (*v1.TraceResponse, error) {
+	response, err := c.trace.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // LocalServiceHandler is an implementation of the skein.agentlocal.v1.LocalService service.
 type LocalServiceHandler interface {
 	Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error)
@@ -169,6 +230,12 @@ type LocalServiceHandler interface {
 	Receipt(context.Context, *v1.ReceiptRequest) (*v1.ReceiptResponse, error)
 	// Logs gives the newest lines of the agent's own log.
 	Logs(context.Context, *v1.LogsRequest) (*v1.LogsResponse, error)
+	// Hold keeps a release from being put to work for a while, at most as long as
+	// the policy allows; ReleaseHold ends it early. Holds survive restarts.
+	Hold(context.Context, *v1.HoldRequest) (*v1.HoldResponse, error)
+	ReleaseHold(context.Context, *v1.ReleaseHoldRequest) (*v1.ReleaseHoldResponse, error)
+	// Trace gives the timelines of the last updates, newest first.
+	Trace(context.Context, *v1.TraceRequest) (*v1.TraceResponse, error)
 }
 
 // NewLocalServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -208,6 +275,24 @@ func NewLocalServiceHandler(svc LocalServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(localServiceMethods.ByName("Logs")),
 		connect.WithHandlerOptions(opts...),
 	)
+	localServiceHoldHandler := connect.NewUnaryHandlerSimple(
+		LocalServiceHoldProcedure,
+		svc.Hold,
+		connect.WithSchema(localServiceMethods.ByName("Hold")),
+		connect.WithHandlerOptions(opts...),
+	)
+	localServiceReleaseHoldHandler := connect.NewUnaryHandlerSimple(
+		LocalServiceReleaseHoldProcedure,
+		svc.ReleaseHold,
+		connect.WithSchema(localServiceMethods.ByName("ReleaseHold")),
+		connect.WithHandlerOptions(opts...),
+	)
+	localServiceTraceHandler := connect.NewUnaryHandlerSimple(
+		LocalServiceTraceProcedure,
+		svc.Trace,
+		connect.WithSchema(localServiceMethods.ByName("Trace")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/skein.agentlocal.v1.LocalService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case LocalServiceStatusProcedure:
@@ -220,6 +305,12 @@ func NewLocalServiceHandler(svc LocalServiceHandler, opts ...connect.HandlerOpti
 			localServiceReceiptHandler.ServeHTTP(w, r)
 		case LocalServiceLogsProcedure:
 			localServiceLogsHandler.ServeHTTP(w, r)
+		case LocalServiceHoldProcedure:
+			localServiceHoldHandler.ServeHTTP(w, r)
+		case LocalServiceReleaseHoldProcedure:
+			localServiceReleaseHoldHandler.ServeHTTP(w, r)
+		case LocalServiceTraceProcedure:
+			localServiceTraceHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -247,4 +338,16 @@ func (UnimplementedLocalServiceHandler) Receipt(context.Context, *v1.ReceiptRequ
 
 func (UnimplementedLocalServiceHandler) Logs(context.Context, *v1.LogsRequest) (*v1.LogsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.agentlocal.v1.LocalService.Logs is not implemented"))
+}
+
+func (UnimplementedLocalServiceHandler) Hold(context.Context, *v1.HoldRequest) (*v1.HoldResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.agentlocal.v1.LocalService.Hold is not implemented"))
+}
+
+func (UnimplementedLocalServiceHandler) ReleaseHold(context.Context, *v1.ReleaseHoldRequest) (*v1.ReleaseHoldResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.agentlocal.v1.LocalService.ReleaseHold is not implemented"))
+}
+
+func (UnimplementedLocalServiceHandler) Trace(context.Context, *v1.TraceRequest) (*v1.TraceResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.agentlocal.v1.LocalService.Trace is not implemented"))
 }

@@ -54,6 +54,12 @@ const (
 	// FleetServiceListDeviceEventsProcedure is the fully-qualified name of the FleetService's
 	// ListDeviceEvents RPC.
 	FleetServiceListDeviceEventsProcedure = "/skein.fleet.v1.FleetService/ListDeviceEvents"
+	// FleetServiceListDeviceCrashesProcedure is the fully-qualified name of the FleetService's
+	// ListDeviceCrashes RPC.
+	FleetServiceListDeviceCrashesProcedure = "/skein.fleet.v1.FleetService/ListDeviceCrashes"
+	// FleetServiceGetDeviceCrashProcedure is the fully-qualified name of the FleetService's
+	// GetDeviceCrash RPC.
+	FleetServiceGetDeviceCrashProcedure = "/skein.fleet.v1.FleetService/GetDeviceCrash"
 	// FleetServiceApproveDeviceProcedure is the fully-qualified name of the FleetService's
 	// ApproveDevice RPC.
 	FleetServiceApproveDeviceProcedure = "/skein.fleet.v1.FleetService/ApproveDevice"
@@ -100,6 +106,10 @@ type FleetServiceClient interface {
 	GetFleetStatus(context.Context, *v1.GetFleetStatusRequest) (*v1.GetFleetStatusResponse, error)
 	ExplainDevice(context.Context, *v1.ExplainDeviceRequest) (*v1.ExplainDeviceResponse, error)
 	ListDeviceEvents(context.Context, *v1.ListDeviceEventsRequest) (*v1.ListDeviceEventsResponse, error)
+	// ListDeviceCrashes lists starts of the agent that ended without having been
+	// stopped; GetDeviceCrash shows all that is known of one.
+	ListDeviceCrashes(context.Context, *v1.ListDeviceCrashesRequest) (*v1.ListDeviceCrashesResponse, error)
+	GetDeviceCrash(context.Context, *v1.GetDeviceCrashRequest) (*v1.GetDeviceCrashResponse, error)
 	ApproveDevice(context.Context, *v1.ApproveDeviceRequest) (*v1.ApproveDeviceResponse, error)
 	// RevokeDevice refuses the device's certificates from now on and ends its live session.
 	RevokeDevice(context.Context, *v1.RevokeDeviceRequest) (*v1.RevokeDeviceResponse, error)
@@ -171,6 +181,18 @@ func NewFleetServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			httpClient,
 			baseURL+FleetServiceListDeviceEventsProcedure,
 			connect.WithSchema(fleetServiceMethods.ByName("ListDeviceEvents")),
+			connect.WithClientOptions(opts...),
+		),
+		listDeviceCrashes: connect.NewClient[v1.ListDeviceCrashesRequest, v1.ListDeviceCrashesResponse](
+			httpClient,
+			baseURL+FleetServiceListDeviceCrashesProcedure,
+			connect.WithSchema(fleetServiceMethods.ByName("ListDeviceCrashes")),
+			connect.WithClientOptions(opts...),
+		),
+		getDeviceCrash: connect.NewClient[v1.GetDeviceCrashRequest, v1.GetDeviceCrashResponse](
+			httpClient,
+			baseURL+FleetServiceGetDeviceCrashProcedure,
+			connect.WithSchema(fleetServiceMethods.ByName("GetDeviceCrash")),
 			connect.WithClientOptions(opts...),
 		),
 		approveDevice: connect.NewClient[v1.ApproveDeviceRequest, v1.ApproveDeviceResponse](
@@ -251,6 +273,8 @@ type fleetServiceClient struct {
 	getFleetStatus    *connect.Client[v1.GetFleetStatusRequest, v1.GetFleetStatusResponse]
 	explainDevice     *connect.Client[v1.ExplainDeviceRequest, v1.ExplainDeviceResponse]
 	listDeviceEvents  *connect.Client[v1.ListDeviceEventsRequest, v1.ListDeviceEventsResponse]
+	listDeviceCrashes *connect.Client[v1.ListDeviceCrashesRequest, v1.ListDeviceCrashesResponse]
+	getDeviceCrash    *connect.Client[v1.GetDeviceCrashRequest, v1.GetDeviceCrashResponse]
 	approveDevice     *connect.Client[v1.ApproveDeviceRequest, v1.ApproveDeviceResponse]
 	revokeDevice      *connect.Client[v1.RevokeDeviceRequest, v1.RevokeDeviceResponse]
 	replaceDevice     *connect.Client[v1.ReplaceDeviceRequest, v1.ReplaceDeviceResponse]
@@ -313,6 +337,24 @@ func (c *fleetServiceClient) ExplainDevice(ctx context.Context, req *v1.ExplainD
 // ListDeviceEvents calls skein.fleet.v1.FleetService.ListDeviceEvents.
 func (c *fleetServiceClient) ListDeviceEvents(ctx context.Context, req *v1.ListDeviceEventsRequest) (*v1.ListDeviceEventsResponse, error) {
 	response, err := c.listDeviceEvents.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListDeviceCrashes calls skein.fleet.v1.FleetService.ListDeviceCrashes.
+func (c *fleetServiceClient) ListDeviceCrashes(ctx context.Context, req *v1.ListDeviceCrashesRequest) (*v1.ListDeviceCrashesResponse, error) {
+	response, err := c.listDeviceCrashes.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetDeviceCrash calls skein.fleet.v1.FleetService.GetDeviceCrash.
+func (c *fleetServiceClient) GetDeviceCrash(ctx context.Context, req *v1.GetDeviceCrashRequest) (*v1.GetDeviceCrashResponse, error) {
+	response, err := c.getDeviceCrash.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -430,6 +472,10 @@ type FleetServiceHandler interface {
 	GetFleetStatus(context.Context, *v1.GetFleetStatusRequest) (*v1.GetFleetStatusResponse, error)
 	ExplainDevice(context.Context, *v1.ExplainDeviceRequest) (*v1.ExplainDeviceResponse, error)
 	ListDeviceEvents(context.Context, *v1.ListDeviceEventsRequest) (*v1.ListDeviceEventsResponse, error)
+	// ListDeviceCrashes lists starts of the agent that ended without having been
+	// stopped; GetDeviceCrash shows all that is known of one.
+	ListDeviceCrashes(context.Context, *v1.ListDeviceCrashesRequest) (*v1.ListDeviceCrashesResponse, error)
+	GetDeviceCrash(context.Context, *v1.GetDeviceCrashRequest) (*v1.GetDeviceCrashResponse, error)
 	ApproveDevice(context.Context, *v1.ApproveDeviceRequest) (*v1.ApproveDeviceResponse, error)
 	// RevokeDevice refuses the device's certificates from now on and ends its live session.
 	RevokeDevice(context.Context, *v1.RevokeDeviceRequest) (*v1.RevokeDeviceResponse, error)
@@ -497,6 +543,18 @@ func NewFleetServiceHandler(svc FleetServiceHandler, opts ...connect.HandlerOpti
 		FleetServiceListDeviceEventsProcedure,
 		svc.ListDeviceEvents,
 		connect.WithSchema(fleetServiceMethods.ByName("ListDeviceEvents")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fleetServiceListDeviceCrashesHandler := connect.NewUnaryHandlerSimple(
+		FleetServiceListDeviceCrashesProcedure,
+		svc.ListDeviceCrashes,
+		connect.WithSchema(fleetServiceMethods.ByName("ListDeviceCrashes")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fleetServiceGetDeviceCrashHandler := connect.NewUnaryHandlerSimple(
+		FleetServiceGetDeviceCrashProcedure,
+		svc.GetDeviceCrash,
+		connect.WithSchema(fleetServiceMethods.ByName("GetDeviceCrash")),
 		connect.WithHandlerOptions(opts...),
 	)
 	fleetServiceApproveDeviceHandler := connect.NewUnaryHandlerSimple(
@@ -581,6 +639,10 @@ func NewFleetServiceHandler(svc FleetServiceHandler, opts ...connect.HandlerOpti
 			fleetServiceExplainDeviceHandler.ServeHTTP(w, r)
 		case FleetServiceListDeviceEventsProcedure:
 			fleetServiceListDeviceEventsHandler.ServeHTTP(w, r)
+		case FleetServiceListDeviceCrashesProcedure:
+			fleetServiceListDeviceCrashesHandler.ServeHTTP(w, r)
+		case FleetServiceGetDeviceCrashProcedure:
+			fleetServiceGetDeviceCrashHandler.ServeHTTP(w, r)
 		case FleetServiceApproveDeviceProcedure:
 			fleetServiceApproveDeviceHandler.ServeHTTP(w, r)
 		case FleetServiceRevokeDeviceProcedure:
@@ -638,6 +700,14 @@ func (UnimplementedFleetServiceHandler) ExplainDevice(context.Context, *v1.Expla
 
 func (UnimplementedFleetServiceHandler) ListDeviceEvents(context.Context, *v1.ListDeviceEventsRequest) (*v1.ListDeviceEventsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.fleet.v1.FleetService.ListDeviceEvents is not implemented"))
+}
+
+func (UnimplementedFleetServiceHandler) ListDeviceCrashes(context.Context, *v1.ListDeviceCrashesRequest) (*v1.ListDeviceCrashesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.fleet.v1.FleetService.ListDeviceCrashes is not implemented"))
+}
+
+func (UnimplementedFleetServiceHandler) GetDeviceCrash(context.Context, *v1.GetDeviceCrashRequest) (*v1.GetDeviceCrashResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("skein.fleet.v1.FleetService.GetDeviceCrash is not implemented"))
 }
 
 func (UnimplementedFleetServiceHandler) ApproveDevice(context.Context, *v1.ApproveDeviceRequest) (*v1.ApproveDeviceResponse, error) {
