@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -390,4 +392,37 @@ func TestSwap(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestContainerReadsItsModel: the staged files of a model in a container can be
+// read by any user that reaches them, and nobody reaches them on the host.
+func TestContainerReadsItsModel(t *testing.T) {
+	w := newWorld(t)
+	w.release("1", model{Bias: 1}, releaseOptions{counter: 1, golden: 1, machine: w.image(manifest.Workload{}, "base")})
+	dir := filepath.Join(t.TempDir(), "state")
+	files, err := slot.OpenDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer files.Close()
+	synctest.Test(t, func(t *testing.T) {
+		w.t = t
+		var c *containers
+		d := w.boot(files, withImages(&c))
+		d.link.SetOnline(true)
+		w.want(1, "1")
+		settle(time.Minute)
+		if got, err := c.answer(); err != nil || got != 1 {
+			t.Fatalf("answers %v, %v: %+v", got, err, d.state.Get().Failure)
+		}
+		staged := filepath.Join(dir, d.state.Get().Current.Dir())
+		for name, want := range map[string]fs.FileMode{staged: 0o755, filepath.Join(staged, "model.onnx"): 0o644, filepath.Dir(staged): 0o700} {
+			if info, err := os.Stat(name); err != nil || info.Mode().Perm() != want {
+				t.Errorf("%s: %v, %v, want %v", name, info.Mode(), err, want)
+			}
+		}
+		if err := d.stop(t); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -154,6 +154,12 @@ type Server struct {
 	Memory   int64  // bytes, 0 when unknown
 	CPU      time.Duration
 	Endpoint Endpoint
+	// Requests, Failed, Queue and Compute are what the server itself counts of
+	// the model; the times are means of a request. Zero where it does not count.
+	Requests, Failed uint64
+	Queue, Compute   time.Duration
+	Pending          int   // requests that wait in it
+	GPUMemory        int64 // bytes in use on its GPUs, by all
 }
 
 // Reporter is implemented by runtimes whose workloads are servers.

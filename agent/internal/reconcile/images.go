@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/skein-fleet/skein/agent/internal/state"
@@ -111,6 +114,30 @@ func (x *Executor) ensureImage(ctx context.Context, i *state.Install, anew bool)
 	x.Point("image:before-whole")
 	if err := x.State.Change(func(s *state.State) { s.Importing = withoutImport(s.Importing, img.Digest) }); err != nil && i.Manifest == "" {
 		return fmt.Errorf("import image %s: %w", img.Digest.Short(), err)
+	}
+	return nil
+}
+
+// expose lets the user of a container read the staged files of its model, which
+// is bound into it: the folders above let nobody else come this far.
+func (x *Executor) expose(i *state.Install) error {
+	dir := x.Files.Path(i.Dir())
+	if i.Image() == "" || dir == "" {
+		return nil
+	}
+	err := filepath.WalkDir(dir, func(name string, e fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case e.IsDir():
+			return os.Chmod(name, 0o755)
+		case e.Type().IsRegular():
+			return os.Chmod(name, 0o644)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("let the container read its model: %w", err)
 	}
 	return nil
 }

@@ -162,6 +162,9 @@ func (x *Executor) bringUp(ctx context.Context, i *state.Install, params map[str
 		if err := x.ensureImage(ctx, i, false); err != nil {
 			return err
 		}
+		if err := x.expose(i); err != nil {
+			return err
+		}
 	}
 	err := x.load(ctx, w)
 	if errors.Is(err, runtime.ErrNoCapacity) {

@@ -206,6 +206,9 @@ func (x *Executor) doLoad(ctx context.Context, a *attempt) (string, error) {
 	if err := x.intact(ctx, &a.install); err != nil {
 		return "", errors.Join(err, x.dropDamaged(ctx, &a.install))
 	}
+	if err := x.expose(&a.install); err != nil {
+		return "", err
+	}
 	swap, note := swapOf(&a.install), ""
 	cur := x.State.Get().Current
 	other := cur != nil && cur.WorkloadID() != w.ID
