@@ -114,7 +114,7 @@ func rootCommand(s streams) *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.PersistentFlags().StringVar(&config, "config", "", "JSON file with the same names as the flags; flags win")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return applyConfig(cmd, config) }
-	root.AddCommand(runCommand(s), superviseCommand(s), enrollCommand(s), statusCommand(s), explainCommand(s), logsCommand(s), bundleCommand(s), tegrastatsCommand(s), versionCommand(s))
+	root.AddCommand(runCommand(s), superviseCommand(s), enrollCommand(s), identifyCommand(s), statusCommand(s), explainCommand(s), logsCommand(s), bundleCommand(s), tegrastatsCommand(s), engineCommand(s), versionCommand(s))
 	return root
 }
 
