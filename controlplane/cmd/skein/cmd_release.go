@@ -83,6 +83,7 @@ func (a *app) releaseCreateCmd() *cobra.Command {
 	f.StringArrayVar(&machine.images, "os-image", nil, "image for the idle root file system slot and the target that it leads to: FILE:TARGET:TARGET-AFTER, or FILE::TARGET-AFTER")
 	f.StringVar(&image, "image", "", "container image that serves the model: of the registry here (NAME:TAG, NAME@DIGEST), or a file, which is pushed first")
 	f.StringVar(&workload, "workload", "", "workload.json, how the model is served")
+	f.StringArrayVar(&req.WorkloadTargets, "workload-target", nil, "target that gets --workload and --image; default is every target of the release")
 	f.DurationVar(&soak, "soak", 0, "how long a device watches the release before it commits")
 	_ = c.MarkFlagRequired("model")
 	a.offerFlag(c, "model", a.modelNames)

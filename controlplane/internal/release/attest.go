@@ -42,7 +42,7 @@ func (c *Catalog) attach(ctx context.Context, r store.Release) error {
 	var rows []store.RegistryManifest
 	for _, d := range docs {
 		if slices.ContainsFunc(have, func(m store.RegistryManifest) bool {
-			return m.Own && m.ArtifactType == d.mediaType && m.Annotations[attest.AnnBuild] == d.annotations[attest.AnnBuild]
+			return m.Own && m.ArtifactType == d.mediaType && m.Annotations[attest.AnnBuild] == d.annotations[attest.AnnBuild] && m.Annotations[annPlan] == d.annotations[annPlan]
 		}) {
 			continue // a crash came after it, or a signature that differs each time
 		}
@@ -113,7 +113,8 @@ func (c *Catalog) documents(ctx context.Context, r store.Release) ([]document, e
 	if err != nil {
 		return nil, err
 	}
-	return []document{made, pushed, {attest.MediaBOM, bom, map[string]string{}}}, nil
+	built, err := c.enginesProvenance(ctx, r)
+	return append([]document{made, pushed, {attest.MediaBOM, bom, map[string]string{}}}, built...), err
 }
 
 func (c *Catalog) signed(build string, st attest.Statement) (document, error) {

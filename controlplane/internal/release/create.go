@@ -31,6 +31,11 @@ type Request struct {
 	// that it runs in, of the registry here. Both may be empty.
 	Workload []byte
 	Image    string
+	// WorkloadTargets are those that get both; empty: all.
+	WorkloadTargets []string
+	// Recipe names how the engines were built that targets get instead of the
+	// ONNX file; empty: all get the ONNX file.
+	Recipe string
 	// Auto lists it with no hand, in the role of its model, within the policy
 	// that persons signed.
 	Auto bool
@@ -57,13 +62,17 @@ func (c *Catalog) Create(ctx context.Context, r Request) (store.Release, error) 
 	if machine, err = c.workloads(ctx, r, targets, machine); err != nil {
 		return store.Release{}, err
 	}
+	plans, err := c.plans(ctx, r, m, targets, machine)
+	if err != nil {
+		return store.Release{}, err
+	}
 	savings, err := c.savings(ctx, r, m, machine)
 	if err != nil {
 		return store.Release{}, fmt.Errorf("release %s: make deltas: %w", r.Name, err)
 	}
 	c.creating.Lock()
 	defer c.creating.Unlock()
-	row, err := c.build(ctx, r, m, targets, machine, savings)
+	row, err := c.build(ctx, r, m, targets, machine, plans, savings)
 	if err != nil {
 		return store.Release{}, err
 	}
@@ -130,7 +139,7 @@ func (c *Catalog) check(ctx context.Context, r Request) (m store.ModelVersion, t
 }
 
 // build numbers the release and writes its manifests and index.
-func (c *Catalog) build(ctx context.Context, r Request, m store.ModelVersion, targets []ota.Target, machine map[string][]manifest.Descriptor, savings map[ota.Digest]manifest.Savings) (store.Release, error) {
+func (c *Catalog) build(ctx context.Context, r Request, m store.ModelVersion, targets []ota.Target, machine map[string][]manifest.Descriptor, plans map[string]manifest.Descriptor, savings map[ota.Digest]manifest.Savings) (store.Release, error) {
 	row := store.Release{Tenant: r.Tenant, Name: r.Name, Version: r.Version, Counter: 1, Model: m.Name, ModelVersion: m.Version, Soak: r.Soak,
 		Created: c.cfg.Now(), CreatedBy: r.By}
 	err := c.cfg.Store.View(ctx, func(tx *store.Tx) error {
@@ -165,12 +174,16 @@ func (c *Catalog) build(ctx context.Context, r Request, m store.ModelVersion, ta
 		Mirrors: map[ota.Digest][]string{ota.Digest(m.ONNX): m.Mirrors},
 		Savings: savings,
 		Machine: machine,
+		Engines: plans,
 	}
 	size := map[ota.Digest]int64{b.ONNX.Digest: b.ONNX.Size, b.Golden.Digest: b.Golden.Size}
 	for _, ls := range machine {
 		for _, l := range ls {
 			size[l.Digest] = l.Size
 		}
+	}
+	for _, p := range plans {
+		size[p.Digest] = p.Size
 	}
 	index, raw, manifests, err := b.Write(ctx, func(_ context.Context, mediaType string, data []byte) (manifest.Descriptor, error) {
 		d, err := c.cfg.Blobs.PutBytes(data)

@@ -54,6 +54,23 @@ type Repository interface {
 	Metadata(name string) ([]byte, error)
 }
 
+// Engines knows the engines that were built and proven.
+type Engines interface {
+	// Engines returns those of a version by a recipe, by the text of the target.
+	// Targets that serve ONNX are left out; a missing one is an error that says
+	// what to do.
+	Engines(ctx context.Context, m store.ModelVersion, recipe string, targets []ota.Target) (map[string]Plan, error)
+	// Provenance returns the signed statement about a plan, nil without one.
+	Provenance(ctx context.Context, tenant string, plan ota.Digest) ([]byte, error)
+}
+
+// Plan is one engine as a release brings it.
+type Plan struct {
+	Layer manifest.Descriptor // with its sealed record
+	// Stripped plans take their weights from the ONNX file, which comes along.
+	Stripped bool
+}
+
 // Deltas makes what saves bytes on the way to devices: the chunk index of a
 // layer, and patches against older artifacts. What cannot be made is left out.
 type Deltas interface {
@@ -67,6 +84,8 @@ type Config struct {
 	Repository Repository
 	// Deltas may be nil: devices then fetch everything whole.
 	Deltas Deltas
+	// Engines may be nil: releases then bring ONNX files alone.
+	Engines Engines
 	// Attest signs what is said of releases; nil attests nothing. Builder and
 	// Version name this control plane in it.
 	Attest           attest.Signer
@@ -108,7 +127,8 @@ type entry struct {
 	blobs  map[ota.Digest]bool // all that a device may read of it
 	target map[string]selected // by the text of a device's target
 
-	agents, systems []string // targets that get an agent, an operating system
+	agents, systems []string              // targets that get an agent, an operating system
+	plans           map[string]ota.Digest // engines by the target of their manifest
 	workloads       []*Workload
 }
 
@@ -234,6 +254,12 @@ func (c *Catalog) rememberAs(ctx context.Context, r store.Release, waits string)
 		}
 		if _, _, brings, err := m.OSImage(); err == nil && brings {
 			e.systems = append(e.systems, d.Annotations[manifest.AnnTarget])
+		}
+		if l, format, err := m.Weights(); err == nil && format == "plan" {
+			if e.plans == nil {
+				e.plans = map[string]ota.Digest{}
+			}
+			e.plans[d.Annotations[manifest.AnnTarget]] = l.Digest
 		}
 		w, err := c.readWorkload(ctx, d.Annotations[manifest.AnnTarget], m)
 		if err != nil {
@@ -413,6 +439,9 @@ func (e *entry) selects(target string) selected {
 		return selected{err: err}
 	}
 	m, err := e.index.Select(t)
+	if errors.Is(err, manifest.ErrNoTarget) && len(e.plans) > 0 && t.Attrs["trt"] != "" {
+		err = fmt.Errorf("no proven engine for this device: have one built, skein engine build %s@%d --target '%s', and make a release with it: %w", e.row.Model, e.row.ModelVersion, t, err)
+	}
 	return selected{m, err}
 }
 

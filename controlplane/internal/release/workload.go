@@ -30,14 +30,20 @@ type Workload struct {
 // layers of the image for the target's platform.
 func (c *Catalog) workloads(ctx context.Context, r Request, targets []ota.Target, out map[string][]manifest.Descriptor) (map[string][]manifest.Descriptor, error) {
 	if len(r.Workload) == 0 && r.Image == "" {
+		if len(r.WorkloadTargets) > 0 {
+			return nil, fmt.Errorf("%w: targets are named for a workload, and neither a workload nor an image is given", ErrInvalid)
+		}
 		return out, nil
+	}
+	targets, err := servedBy(r.WorkloadTargets, targets)
+	if err != nil {
+		return nil, err
 	}
 	if out == nil {
 		out = map[string][]manifest.Descriptor{}
 	}
 	w := &manifest.Workload{}
 	if len(r.Workload) > 0 {
-		var err error
 		if w, err = manifest.ParseWorkload(r.Workload); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
@@ -51,7 +57,6 @@ func (c *Catalog) workloads(ctx context.Context, r Request, targets []ota.Target
 	}
 	var im *image
 	if ref != "" {
-		var err error
 		if im, err = c.findImage(ctx, r.Tenant, ref); err != nil {
 			return nil, err
 		}
@@ -69,6 +74,28 @@ func (c *Catalog) workloads(ctx context.Context, r Request, targets []ota.Target
 				continue
 			}
 			out[t.String()] = append(out[t.String()], l)
+		}
+	}
+	return out, nil
+}
+
+// servedBy are the targets that names mean, all when there are none.
+func servedBy(names []string, targets []ota.Target) ([]ota.Target, error) {
+	if len(names) == 0 {
+		return targets, nil
+	}
+	var out []ota.Target
+	for _, text := range names {
+		want, err := ota.ParseTarget(text)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+		i := slices.IndexFunc(targets, func(t ota.Target) bool { return t.String() == want.String() })
+		if i < 0 {
+			return nil, fmt.Errorf("%w: %s, which is to get the workload, is no target of the release", ErrInvalid, want)
+		}
+		if !slices.ContainsFunc(out, func(t ota.Target) bool { return t.String() == want.String() }) {
+			out = append(out, targets[i])
 		}
 	}
 	return out, nil

@@ -65,7 +65,7 @@ func (s *releaseService) CreateRelease(ctx context.Context, req *releasev1.Creat
 	}
 	q := release.Request{Tenant: auth.Tenant(ctx), Name: req.GetName(), Version: req.GetVersion(), Model: req.GetModel(), Targets: req.GetTargets(),
 		Soak: time.Duration(req.GetSoakSeconds()) * time.Second, By: store.Actor(ctx), Auto: req.GetAuto(),
-		Workload: req.GetWorkload(), Image: req.GetImage()}
+		Workload: req.GetWorkload(), Image: req.GetImage(), WorkloadTargets: req.GetWorkloadTargets()}
 	for _, p := range req.GetParameters() {
 		q.Parameters = append(q.Parameters, manifest.ParamDecl{Key: p.GetKey(), Type: p.GetType(), Default: p.GetDefault(), Description: p.GetDescription(), Required: p.GetRequired()})
 	}

@@ -461,9 +461,12 @@ type CreateReleaseRequest struct {
 	// The container image that it runs in, of the registry of this control plane:
 	// REPOSITORY:TAG, REPOSITORY@DIGEST or a digest. Each target gets the image of
 	// its platform.
-	Image         string `protobuf:"bytes,181,opt,name=image,proto3" json:"image,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Image string `protobuf:"bytes,181,opt,name=image,proto3" json:"image,omitempty"`
+	// Targets of the release that get both; empty: all. The others use the server
+	// that their devices are set up with.
+	WorkloadTargets []string `protobuf:"bytes,182,rep,name=workload_targets,json=workloadTargets,proto3" json:"workload_targets,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *CreateReleaseRequest) Reset() {
@@ -564,6 +567,13 @@ func (x *CreateReleaseRequest) GetImage() string {
 		return x.Image
 	}
 	return ""
+}
+
+func (x *CreateReleaseRequest) GetWorkloadTargets() []string {
+	if x != nil {
+		return x.WorkloadTargets
+	}
+	return nil
 }
 
 // MachineLayer is an agent binary or an image of an operating system, uploaded
@@ -2599,7 +2609,7 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"\x0fimage_reference\x18\x05 \x01(\tR\x0eimageReference\x12!\n" +
 	"\fimage_layers\x18\x06 \x01(\x05R\vimageLayers\x12\x1f\n" +
 	"\vimage_bytes\x18\a \x01(\x03R\n" +
-	"imageBytes\"\xe1\x02\n" +
+	"imageBytes\"\x8d\x03\n" +
 	"\x14CreateReleaseRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
@@ -2612,7 +2622,8 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"\x04auto\x18( \x01(\bR\x04auto\x128\n" +
 	"\amachine\x18< \x03(\v2\x1e.skein.release.v1.MachineLayerR\amachine\x12\x1b\n" +
 	"\bworkload\x18\xb4\x01 \x01(\fR\bworkload\x12\x15\n" +
-	"\x05image\x18\xb5\x01 \x01(\tR\x05image\"\x8e\x01\n" +
+	"\x05image\x18\xb5\x01 \x01(\tR\x05image\x12*\n" +
+	"\x10workload_targets\x18\xb6\x01 \x03(\tR\x0fworkloadTargets\"\x8e\x01\n" +
 	"\fMachineLayer\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12!\n" +
 	"\fagent_digest\x18\x02 \x01(\tR\vagentDigest\x12&\n" +
