@@ -122,6 +122,9 @@ type Options struct {
 	PeerListen string
 	PeerCache  int64
 
+	// Tap is where applications ask the model that serves.
+	Tap TapOptions
+
 	// Agents are the slots of the agent's own binary, where a supervisor starts
 	// it; Boot is the machine's boot chain, where it has two root file systems.
 	Agents SelfUpdate
@@ -183,6 +186,7 @@ type Agent struct {
 	inbox     inbox
 	watching  lease
 	golden    goldenShare
+	tap       tapping
 	held      holdReason
 	stick     *stick
 	siblings  siblings
@@ -289,7 +293,7 @@ func (a *Agent) open() (err error) {
 	if err := a.openBudget(); err != nil {
 		return err
 	}
-	if err := a.connectParts(); err != nil {
+	if err := errors.Join(a.connectParts(), a.openTap()); err != nil {
 		return err
 	}
 	a.exec = reconcile.NewExecutor(reconcile.Config{
@@ -375,6 +379,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	loop("trial", a.trialLoop)
 	loop("boot chain", a.bootLoop)
 	loop("peers", a.peerLoop)
+	loop("tap", a.tapLoop)
 	loop("power", a.powerLoop)
 	<-ctx.Done()
 	wg.Wait()

@@ -267,6 +267,7 @@ func (a *Agent) ownReadings(now time.Time) []telemetry.Reading {
 	if t := a.trust.TrustedTime(); !t.IsZero() {
 		out = append(out, at(a.opts.Now().Sub(t).Seconds(), telemetry.ClockOffset))
 	}
+	out = append(out, a.tapReadings(now)...)
 	a.golden.mu.Lock()
 	defer a.golden.mu.Unlock()
 	if a.golden.known {

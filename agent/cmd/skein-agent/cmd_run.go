@@ -41,6 +41,7 @@ type runOptions struct {
 	tegrastats                []string
 	peerListen                string
 	peerCacheMiB              int64
+	tap                       string
 	verbose, check            bool
 	claim                     enrollOptions
 }
@@ -77,6 +78,7 @@ func runCommand(s streams) *cobra.Command {
 	f.StringVar(&o.fetcherDir, "fetcher-dir", "", "scratch folder of skein-fetch; with --fetcher-user one that this user can reach (default: below --state)")
 	f.StringVar(&o.peerListen, "peer-listen", ":7443", "where to serve the other devices of the site, once the control plane makes this device their cache; empty: never")
 	f.Int64Var(&o.peerCacheMiB, "peer-cache-mib", 4096, "bound of what is fetched for them alone")
+	f.StringVar(&o.tap, "tap", "auto", "where applications ask the model over the KServe v2 protocol, HTTP and gRPC: unix:PATH, HOST:PORT on loopback, none; auto is a socket beside --socket, where the runtime has servers")
 	f.BoolVar(&o.verbose, "verbose", false, "log debug lines too")
 	f.BoolVar(&o.check, "check", false, "check configuration, identity and state, print what this device is, and exit")
 	f.StringVar(&o.claim.server, "server", "", "enrol here first if this device is not enrolled")
@@ -166,7 +168,7 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 		Host: machine, Runtime: rt, Files: files, Spool: sp, Logger: log, Version: version, Floor: buildTime(), Zone: zone,
 		MQTTOver: agent.Transport(o.mqttOver), Heartbeat: o.heartbeat, TelemetryEvery: o.sample, BlockEvery: o.blocks, CheckEvery: o.look, LoadTimeout: o.loadTimeout,
 		Agents: agents, Boot: chain, Fetcher: fetcher,
-		LocalSocket: o.socket, LogTail: tail.Lines, PeerListen: o.peerListen, PeerCache: o.peerCacheMiB << 20,
+		LocalSocket: o.socket, LogTail: tail.Lines, PeerListen: o.peerListen, PeerCache: o.peerCacheMiB << 20, Tap: agent.TapOptions{Listen: tapAddress(o, rt)},
 	})
 	if err != nil {
 		return err
@@ -185,6 +187,29 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 	cancel()
 	wg.Wait()
 	return err
+}
+
+// tapAddress is where the tap listens, empty for nowhere.
+func tapAddress(o runOptions, rt runtime.Runtime) string {
+	switch o.tap {
+	case "none", "":
+		return ""
+	case "auto":
+		if _, ok := rt.(runtime.Endpoints); !ok || o.socket == "" {
+			return ""
+		}
+		return tapBeside(o.socket)
+	}
+	return o.tap
+}
+
+// tapBeside is the tap's socket of an agent with a local socket.
+func tapBeside(socket string) string {
+	path, err := filepath.Abs(strings.TrimSuffix(socket, ".sock") + "-tap.sock")
+	if err != nil {
+		return ""
+	}
+	return "unix:" + path
 }
 
 // lockState makes sure that one agent at a time works in a state folder.

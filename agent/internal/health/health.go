@@ -50,6 +50,7 @@ const (
 	SpoolDropping       = "spool-dropping"       // telemetry was thinned or lost
 	JournalDamaged      = "journal-damaged"      // the update journal was damaged and set aside
 	SpoolFailing        = "spool-failing"        // the spool cannot be read or written
+	Tap                 = "tap"                  // applications cannot reach the model through the agent
 	LocalSocket         = "local-socket"         // status, explain and logs cannot be served
 	EventsDropped       = "events-dropped"       // more events than the queue holds
 	PowerRefused        = "power-mode-refused"   // the wanted power mode cannot be had

@@ -1,0 +1,199 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/skein-fleet/skein/agent/internal/health"
+	"github.com/skein-fleet/skein/agent/internal/state"
+	"github.com/skein-fleet/skein/agent/internal/tap"
+	"github.com/skein-fleet/skein/agent/runtime"
+	"github.com/skein-fleet/skein/telemetry"
+)
+
+// TapOptions are the endpoint that applications talk to.
+type TapOptions struct {
+	// Listen is unix:PATH or HOST:PORT on loopback; empty serves none.
+	Listen string
+	Limits TapLimits
+	// Listening, when set, is told the address once the tap answers.
+	Listening func(net.Addr)
+}
+
+// TapLimits bound what applications may take; a zero field is its default.
+type TapLimits = tap.Limits
+
+// tapping is the tap and what was last read of it.
+type tapping struct {
+	tap   *tap.Tap
+	seen  confidence
+	mu    sync.Mutex // guards what follows
+	last  tap.Snapshot
+	addr  string
+}
+
+// ErrNoTap is returned where the runtime's workloads have no endpoints to
+// forward to.
+var ErrNoTap = errors.New("this runtime has no servers that a tap could forward to")
+
+// openTap makes the tap.
+func (a *Agent) openTap() error {
+	o := a.opts.Tap
+	if o.Listen == "" {
+		return nil
+	}
+	ends, ok := a.opts.Runtime.(runtime.Endpoints)
+	if !ok {
+		return fmt.Errorf("tap on %s: %w", o.Listen, ErrNoTap)
+	}
+	t, err := tap.New(tap.Options{Endpoints: ends, Loaded: a.provenWorkloads, Listen: o.Listen, Logger: a.log, Limits: o.Limits, Listening: func(at net.Addr) {
+		a.board.Clear(health.Tap)
+		a.tap.mu.Lock()
+		a.tap.addr = at.Network() + ":" + at.String()
+		a.tap.mu.Unlock()
+		if o.Listening != nil {
+			o.Listening(at)
+		}
+	}})
+	if err != nil {
+		return err
+	}
+	t.Observe(observedShare, &a.tap.seen)
+	a.tap.tap = t
+	return nil
+}
+
+// observedShare of the requests is decoded.
+const observedShare = 0.05
+
+// tapLoop serves applications. Without it the device goes on: what serves can
+// be reached again once the address is free.
+func (a *Agent) tapLoop(ctx context.Context) error {
+	t := a.tap.tap
+	if t == nil {
+		return nil
+	}
+	for {
+		err := t.Run(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		a.log.Warn("tap", "error", err, "again", retryMax)
+		a.board.Set(health.Tap, health.Critical, fmt.Sprintf("applications get no answers on %s: %v", a.opts.Tap.Listen, err))
+		if !pause(ctx, retryMax) {
+			return nil
+		}
+	}
+}
+
+// provenWorkloads are those that have answered their golden sets on this device
+// and may still be loaded: applications may ask for them by version.
+func (a *Agent) provenWorkloads(context.Context) []string {
+	s := a.state.Get()
+	var out []string
+	for _, i := range []*state.Install{s.Current, s.Previous} {
+		if i != nil {
+			out = append(out, i.WorkloadID())
+		}
+	}
+	return out
+}
+
+// tapReadings are what applications asked since the last reading.
+func (a *Agent) tapReadings(now time.Time) []telemetry.Reading {
+	t := a.tap.tap
+	if t == nil {
+		return nil
+	}
+	at := func(v float64, name string, labels ...string) telemetry.Reading {
+		return telemetry.Reading{Series: telemetry.NewSeries(name, labels...), Time: now, Value: v}
+	}
+	s := t.Snapshot()
+	a.tap.mu.Lock()
+	defer a.tap.mu.Unlock()
+	var out []telemetry.Reading
+	for _, c := range s.Counts {
+		for outcome, n := range c.Outcomes {
+			out = append(out, at(float64(n), telemetry.InferenceRequests, "model", c.Model, "version", c.Version, "outcome", outcome))
+		}
+		var old tap.Counts
+		for _, o := range a.tap.last.Counts {
+			if o.Model == c.Model && o.Version == c.Version {
+				old = o
+			}
+		}
+		d := c.Since(old)
+		if d.Answered() == 0 {
+			continue
+		}
+		labels := []string{"model", c.Model, "version", c.Version}
+		out = append(out, at(d.Mean().Seconds(), telemetry.InferenceMean, labels...),
+			at(d.Quantile(0.5).Seconds(), telemetry.InferenceP50, labels...),
+			at(d.Quantile(0.99).Seconds(), telemetry.InferenceP99, labels...))
+	}
+	if n := len(s.Counts); n > 0 {
+		out = append(out, at(float64(s.InFlight), telemetry.InferenceInFlight, "model", s.Counts[n-1].Model))
+	}
+	a.tap.last = s
+	return append(out, a.tap.seen.readings(now)...)
+}
+
+// confidence observes how sure a model is of its answers.
+type confidence struct {
+	mu  sync.Mutex // guards sum
+	sum map[[2]string]*confidenceSum
+}
+
+type confidenceSum struct {
+	total float64
+	n     int
+}
+
+// Observe counts the confidence of a classification's first output.
+func (c *confidence) Observe(o tap.Observation) {
+	if len(o.Outputs) == 0 {
+		return
+	}
+	share, ok := o.Outputs[0].Confidence()
+	if !ok {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	key := [2]string{o.Model, o.Version}
+	if c.sum == nil {
+		c.sum = map[[2]string]*confidenceSum{}
+	}
+	if c.sum[key] == nil {
+		c.sum[key] = &confidenceSum{}
+	}
+	c.sum[key].total += share
+	c.sum[key].n++
+}
+
+// readings are the means since the last ones.
+func (c *confidence) readings(now time.Time) []telemetry.Reading {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []telemetry.Reading
+	for key, s := range c.sum {
+		out = append(out, telemetry.Reading{Series: telemetry.NewSeries(telemetry.InferenceConfidence, "model", key[0], "version", key[1]), Time: now, Value: s.total / float64(s.n)})
+	}
+	clear(c.sum)
+	return out
+}
+
+// ServeTap answers applications on o.Listen from what ends gives, until ctx
+// ends: the tap alone, without an agent around it, for measurements.
+func ServeTap(ctx context.Context, ends runtime.Endpoints, o TapOptions) error {
+	t, err := tap.New(tap.Options{Endpoints: ends, Listen: o.Listen, Limits: o.Limits, Listening: o.Listening})
+	if err != nil {
+		return err
+	}
+	t.Observe(observedShare, new(confidence))
+	return t.Run(ctx)
+}
