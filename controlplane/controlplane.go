@@ -23,6 +23,7 @@ import (
 	"github.com/skein-fleet/skein/controlplane/internal/auth"
 	"github.com/skein-fleet/skein/controlplane/internal/blobs"
 	"github.com/skein-fleet/skein/controlplane/internal/broker"
+	"github.com/skein-fleet/skein/controlplane/internal/build"
 	"github.com/skein-fleet/skein/controlplane/internal/conductor"
 	"github.com/skein-fleet/skein/controlplane/internal/delta"
 	"github.com/skein-fleet/skein/controlplane/internal/enroll"
@@ -67,6 +68,7 @@ type Server struct {
 	desk    *enroll.Desk
 	guard   *auth.Guard
 	streams *stream.Server
+	builds  *build.Queue
 	broker  *broker.Broker
 	web     *web.Handler
 
@@ -120,7 +122,7 @@ func (s *Server) wireParts(context.Context) (err error) {
 	pacer := blobs.NewPacer(s.limits, time.Now)
 	s.blobs = blobs.New(blobs.Options{Files: s.blobDir, Store: blobStore, Pacer: pacer, Adopt: s.deltas.Adopt, Manifests: manifests{s}, Logger: s.logger})
 	s.catalog, err = release.New(release.Config{Store: s.db, Blobs: blobStore, Repository: s.trust, Deltas: s.deltas, Targets: s.targets, Logger: s.logger, Now: s.now,
-		Attest: director, Builder: "spiffe://" + s.cfg.Domain + "/skeind", Version: s.cfg.Version, Bundles: s.files})
+		Engines: engines{s}, Attest: director, Builder: "spiffe://" + s.cfg.Domain + "/skeind", Version: s.cfg.Version, Bundles: s.files})
 	if err != nil {
 		return err
 	}
@@ -148,7 +150,12 @@ func (s *Server) wireParts(context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.broker, err = broker.New(broker.Config{Handler: link{s.fleet, s.streams}, Identify: s.identify, Sent: s.streams.Sent, Logger: s.logger, Registry: s.registry})
+	s.builds, err = build.New(build.Config{Store: s.db, Fleet: s.fleet, Models: s.catalog, Blobs: blobStore, Link: buildlink{s}, Director: s.trust.DirectorSigner,
+		Allowed: s.recipeAllowed, Domain: s.cfg.Domain, Version: s.cfg.Version, Logger: s.logger, Now: s.now})
+	if err != nil {
+		return err
+	}
+	s.broker, err = broker.New(broker.Config{Handler: link{s.fleet, s.streams, s.builds}, Identify: s.identify, Sent: s.streams.Sent, Logger: s.logger, Registry: s.registry})
 	if err != nil {
 		return err
 	}
@@ -178,6 +185,9 @@ func (s *Server) loadParts(ctx context.Context) error {
 	if err := s.rollout.Load(ctx); err != nil {
 		return fmt.Errorf("load rollouts: %w", err)
 	}
+	if err := s.builds.Load(ctx); err != nil {
+		return fmt.Errorf("load builds: %w", err)
+	}
 	s.admin, err = s.firstAdmin(ctx)
 	return err
 }
@@ -199,6 +209,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.blobs.Run(ctx) })
 	g.Go(func() error { return s.catalog.Run(ctx) })
 	g.Go(func() error { return s.streams.Run(ctx) })
+	g.Go(func() error { return s.builds.Run(ctx) })
 	g.Go(func() error { return s.broker.Run(ctx, ls.mqtt, s.mqttTLS()) })
 	g.Go(func() error { return s.serve(ctx, ls.http, s.people(), nil) })
 	g.Go(func() error { return s.serve(ctx, ls.device, s.devices(), s.deviceTLS()) })

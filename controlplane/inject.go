@@ -17,7 +17,7 @@ func (s *Server) Inject(ctx context.Context, device string, kind wire.Kind, payl
 	if err != nil {
 		return err
 	}
-	return s.fleet.Message(ctx, v.Tenant, device, kind, payload)
+	return link{s.fleet, s.streams, s.builds}.Message(ctx, v.Tenant, device, kind, payload)
 }
 
 // Attach serves MQTT to a device over a connection in memory, without TLS. It

@@ -176,6 +176,10 @@ func (s *Server) devices() http.Handler {
 		return p.Device, err
 	}
 	mux.Handle("/v2/skein/blobs/", s.blobs.Devices(identify, grants{s}))
+	mux.Handle("/build/", s.builds.Uploads(func(r *http.Request) (tenant, device string, err error) {
+		p, err := s.admitted(r)
+		return p.Tenant, p.Device, err
+	}, s.blobs))
 	mux.Handle("/tuf/", s.withCertificate(s.catalog.TUF()))
 	mux.Handle("GET /mqtt", s.withCertificate(http.HandlerFunc(s.broker.ServeWebSocket)))
 	s.health(mux)

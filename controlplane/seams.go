@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/skein-fleet/skein/controlplane/internal/blobs"
 	"github.com/skein-fleet/skein/controlplane/internal/broker"
+	"github.com/skein-fleet/skein/controlplane/internal/build"
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
+	"github.com/skein-fleet/skein/controlplane/internal/release"
+	"github.com/skein-fleet/skein/controlplane/internal/store"
 	"github.com/skein-fleet/skein/controlplane/internal/stream"
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/trust"
@@ -32,6 +36,7 @@ func (s signer) Sign(aad string, payload []byte) ([]byte, error) {
 type link struct {
 	*fleet.Fleet
 	streams *stream.Server
+	builds  *build.Queue
 }
 
 func (l link) Session(tenant, device string, session uint64, open bool) {
@@ -45,11 +50,18 @@ func (l link) Session(tenant, device string, session uint64, open bool) {
 }
 
 func (l link) Message(ctx context.Context, tenant, device string, kind wire.Kind, payload []byte) error {
-	if kind != wire.UpGet {
-		return l.Fleet.Message(ctx, tenant, device, kind, payload)
+	if kind != wire.UpGet && kind != wire.UpBuild {
+		err := l.Fleet.Message(ctx, tenant, device, kind, payload)
+		if err == nil && kind == wire.UpHello {
+			l.builds.Hello(tenant, device)
+		}
+		return err
 	}
 	if err := l.Admit(tenant, device); err != nil {
 		return err
+	}
+	if kind == wire.UpBuild {
+		return l.builds.Message(ctx, tenant, device, payload)
 	}
 	return l.streams.Message(ctx, tenant, device, payload)
 }
@@ -73,6 +85,38 @@ func (d downlink) Publish(ctx context.Context, device string, kind wire.Kind, pa
 }
 
 func (d downlink) Kick(device string) bool { return d.b.Kick(device) }
+
+// buildlink sends leases; the broker is made after the queue.
+type buildlink struct{ s *Server }
+
+func (b buildlink) Publish(ctx context.Context, device string, kind wire.Kind, payload []byte) error {
+	return b.s.broker.Publish(ctx, device, kind, payload)
+}
+
+// engines gives the catalog the engines that were built; the queue is made
+// after it.
+type engines struct{ s *Server }
+
+func (e engines) Engines(ctx context.Context, m store.ModelVersion, recipe string, targets []ota.Target) (map[string]release.Plan, error) {
+	return e.s.builds.Engines(ctx, m, recipe, targets)
+}
+
+func (e engines) Provenance(ctx context.Context, tenant string, plan ota.Digest) ([]byte, error) {
+	return e.s.builds.Provenance(ctx, tenant, plan)
+}
+
+// recipeAllowed says whether persons signed a recipe that brings code: their
+// policy for the model names it.
+func (s *Server) recipeAllowed(model string, recipe ota.Digest) error {
+	p, err := s.trust.Policy(model)
+	if err != nil {
+		return fmt.Errorf("persons must sign it in the policy of model %s, under recipes (docs/engines.md): %w", model, err)
+	}
+	if !slices.Contains(p.Recipes, recipe) {
+		return fmt.Errorf("the policy that persons signed for model %s does not name it under recipes (docs/engines.md)", model)
+	}
+	return nil
+}
 
 // manifests answers OCI pullers; the catalog is made after the blob server.
 type manifests struct{ s *Server }
@@ -101,6 +145,9 @@ func (g grants) MayRead(_ context.Context, device string, d ota.Digest) error {
 		if r != "" && g.s.catalog.Contains(v.Tenant, r, d) {
 			return nil
 		}
+	}
+	if g.s.builds.MayRead(v.Tenant, device, d) {
+		return nil
 	}
 	// A cache serves the other devices of its site.
 	for _, r := range g.s.fleet.SiteReleases(device) {

@@ -42,6 +42,7 @@ const (
 	BuildRelease       = "https://github.com/skein-fleet/skein/attest/release/v1"
 	BuildModelImport   = "https://github.com/skein-fleet/skein/attest/model-import/v1"
 	BuildReleaseImport = "https://github.com/skein-fleet/skein/attest/release-import/v1"
+	BuildEngine        = "https://github.com/skein-fleet/skein/attest/engine-build/v1"
 )
 
 // MaxDocument bounds one envelope or bill of materials.

@@ -33,14 +33,14 @@ var (
 
 // AnnSeal is the annotation of a plan layer that holds its sealed record, in
 // standard base64.
-const AnnSeal = "dev.skein.engine"
+const AnnSeal = manifest.AnnEngine
 
 // Stripped plans have a layer with the ONNX file beside them, from which the
 // weights come: MediaSource, titled SourceTitle.
 const (
-	MediaSource = "application/vnd.skein.engine.source.v1+onnx"
+	MediaSource = manifest.MediaSource
 	SourceTitle = "weights.onnx"
-	AnnStripped = "dev.skein.engine.stripped" // of a plan layer: "true"
+	AnnStripped = manifest.AnnStripped // of a plan layer: "true"
 )
 
 // Sign returns a checked record, signed by the device that built.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/skein-fleet/skein/ota"
@@ -131,5 +132,10 @@ func (b Build) writeManifest(ctx context.Context, put Put, t ota.Target) (Descri
 }
 
 func named(d Descriptor, mediaType, title string) Descriptor {
-	return Descriptor{MediaType: mediaType, Digest: d.Digest, Size: d.Size, Annotations: map[string]string{AnnTitle: title}}
+	as := maps.Clone(d.Annotations)
+	if as == nil {
+		as = map[string]string{}
+	}
+	as[AnnTitle] = title
+	return Descriptor{MediaType: mediaType, Digest: d.Digest, Size: d.Size, Annotations: as}
 }

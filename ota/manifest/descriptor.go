@@ -28,6 +28,8 @@ const (
 	MediaConfig   = "application/vnd.cncf.model.config.v1+json"
 	MediaWeights  = "application/vnd.cncf.model.weight.v1.raw"
 	MediaGolden   = "application/vnd.skein.golden.v1+json"
+	// MediaSource is the ONNX file beside a plan that was stripped of its weights.
+	MediaSource = "application/vnd.skein.engine.source.v1+onnx"
 )
 
 // Annotations of a release.
@@ -43,6 +45,8 @@ const (
 	AnnRecipe       = "dev.skein.recipe"  // digest of what made it, when nobody's hand did
 	AnnChunks       = "dev.skein.chunks"  // of a layer: its chunk index
 	AnnPatches      = "dev.skein.patches" // of a layer: ways to make it from an older one
+	AnnEngine       = "dev.skein.engine"  // of a plan: its sealed record, of package ota/engine
+	AnnStripped     = "dev.skein.engine.stripped"
 	AnnTitle        = "org.opencontainers.image.title"
 )
 

@@ -199,7 +199,7 @@ func (p *AutoPolicy) lists(target string) bool {
 
 // What a device may read anywhere in a release without a policy's word.
 var knownAnnotations = []string{manifest.AnnName, manifest.AnnVersion, manifest.AnnCounter, manifest.AnnModel, manifest.AnnModelVersion,
-	manifest.AnnSoak, manifest.AnnTarget, manifest.AnnChunks, manifest.AnnPatches}
+	manifest.AnnSoak, manifest.AnnTarget, manifest.AnnChunks, manifest.AnnPatches, manifest.AnnEngine, manifest.AnnStripped}
 
 func (p *AutoPolicy) checkAnnotations(as map[string]string) error {
 	for key, value := range as {

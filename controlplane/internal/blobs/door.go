@@ -5,6 +5,7 @@ import (
 	"net/http"
 
 	"github.com/skein-fleet/skein/ota"
+	"github.com/skein-fleet/skein/ota/blob"
 )
 
 // Door is the repository through which an upload comes.
@@ -12,6 +13,15 @@ type Door struct {
 	Repo string
 	// Done is called once the blob is here, before the answer.
 	Done DoneFunc
+	// Limit is the most bytes of an upload; 0 is that of a blob.
+	Limit int64
+}
+
+func (d Door) limit() int64 {
+	if d.Limit > 0 {
+		return d.Limit
+	}
+	return blob.MaxSize
 }
 
 // DoneFunc takes note of a blob that was uploaded.
@@ -47,6 +57,27 @@ func (s *Server) Upload(w http.ResponseWriter, r *http.Request, door Door, id st
 	default:
 		fail(w, http.StatusMethodNotAllowed, "UNSUPPORTED", r.Method+" does nothing to an upload")
 	}
+}
+
+// Receive serves one upload whose id, 32 hex digits, the caller chose: PUT with
+// ?digest= begins or finishes it, PATCH adds to it, GET says where it stands and
+// DELETE drops it. It authorises nobody.
+func (s *Server) Receive(w http.ResponseWriter, r *http.Request, door Door, id string) {
+	if r.Method == http.MethodPut || r.Method == http.MethodPatch {
+		if d, err := ota.ParseDigest(r.URL.Query().Get("digest")); err == nil && s.store.Has(d) {
+			s.created(w, r.WithContext(context.WithValue(r.Context(), doorKey{}, door)), d)
+			return
+		}
+		f, err := s.opts.Files.OpenAppend(uploadName(id))
+		if err == nil {
+			err = f.Close()
+		}
+		if err != nil {
+			s.uploadError(w, r, id, err)
+			return
+		}
+	}
+	s.Upload(w, r, door, id)
 }
 
 // Serve writes one blob, or the range that was asked for. It authorises nobody.

@@ -243,7 +243,7 @@ func (s *Server) receive(w http.ResponseWriter, r *http.Request, id string) (siz
 	if err != nil {
 		return size, err
 	}
-	n, err := appendBody(f, body, blob.MaxSize-size)
+	n, err := appendBody(f, body, max(0, doorOf(r).limit()-size))
 	size += n
 	if err = errors.Join(err, f.Close()); err != nil {
 		return size, err
@@ -332,7 +332,7 @@ func appendBody(f slot.AppendFile, r io.Reader, limit int64) (n int64, err error
 	for {
 		got, rerr := r.Read(buf)
 		if int64(got) > limit-n {
-			return n, fmt.Errorf("%w: a blob has at most %d bytes", blob.ErrTooLong, int64(blob.MaxSize))
+			return n, fmt.Errorf("%w: %d bytes more are allowed", blob.ErrTooLong, limit-n)
 		}
 		if got > 0 {
 			w, err := f.Write(buf[:got])

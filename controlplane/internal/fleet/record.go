@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto"
 	"fmt"
 	"maps"
 	"regexp"
@@ -44,6 +45,17 @@ func (f *Fleet) Get(tenant, id string) (View, error) {
 	tw.mu.Lock()
 	defer tw.mu.Unlock()
 	return tw.view(), nil
+}
+
+// Key returns the public key of a device.
+func (f *Fleet) Key(tenant, id string) (crypto.PublicKey, error) {
+	tw := f.find(tenant, id)
+	if tw == nil {
+		return nil, fmt.Errorf("%w: %s", ErrUnknownDevice, id)
+	}
+	tw.mu.Lock()
+	defer tw.mu.Unlock()
+	return tw.key, nil
 }
 
 // Any returns one device by its id, whatever its tenant: for callers whose
@@ -98,6 +110,23 @@ func (f *Fleet) Lookup(tenant, text string) (View, error) {
 		ids[i] = v.ID
 	}
 	return View{}, fmt.Errorf("%w %q: %s", ErrAmbiguous, text, strings.Join(ids[:min(len(ids), 5)], ", "))
+}
+
+// Capable returns the active devices of a tenant that were granted a capability.
+func (f *Fleet) Capable(tenant, capability string) []View {
+	var out []View
+	for _, tw := range f.all() {
+		if tw.tenant != tenant {
+			continue
+		}
+		tw.mu.Lock()
+		if tw.dev.State == store.DeviceActive && slices.Contains(tw.dev.Capabilities, capability) {
+			out = append(out, tw.view())
+		}
+		tw.mu.Unlock()
+	}
+	slices.SortFunc(out, func(a, b View) int { return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.ID, b.ID)) })
+	return out
 }
 
 // Snapshot returns all devices of a tenant, by name, then id.
