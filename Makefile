@@ -58,7 +58,7 @@ demo: build ## the main job end to end with 60 virtual Jetsons (ONCE=1: run and 
 ##@ Test
 
 .PHONY: test
-test: lint check-generate check-modules build build-arm64 test-go test-fetch test-foreign test-dashboard test-demo ## everything CI runs
+test: lint check-generate check-modules build build-arm64 test-go test-fetch test-foreign test-serving test-dashboard test-demo ## everything CI runs
 
 .PHONY: test-short
 test-short: ## unit tests only, under 2 minutes
@@ -81,6 +81,10 @@ test-fetch: ## skein-fetch against servers of S3 and Google's storage
 .PHONY: test-foreign
 test-foreign: ## against onnx.checker, ONNX Runtime, python-tuf and, if SKEIN_TUF_CONFORMANCE names it, the TUF conformance suite
 	deploy/test-foreign.sh
+
+.PHONY: test-serving
+test-serving: ## against Triton, MLServer and tritonclient from PyPI
+	deploy/test-serving.sh
 
 .PHONY: test-dashboard
 test-dashboard: build ## drive the dashboard in Chromium over a live fleet

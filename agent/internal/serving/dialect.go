@@ -38,6 +38,10 @@ type Generation struct {
 	env  map[string]string
 }
 
+// Command is what the release or the device starts the server with; it is empty
+// for an image's own command.
+func (g *Generation) Command() []string { return g.args }
+
 // Start is what a dialect adds to the command of a server.
 type Start struct {
 	Args       []string // after those of the release
@@ -136,4 +140,10 @@ func Poll(ctx context.Context, every time.Duration, look func(context.Context) (
 			last = err
 		}
 	}
+}
+
+// Measurer is a Dialect whose servers count what they do. It fills the fields
+// of m that the server knows.
+type Measurer interface {
+	Measure(ctx context.Context, g *Generation, s Served, m *runtime.Server) error
 }

@@ -48,5 +48,10 @@ func (r *Runtime) describe(ctx context.Context, s *server) runtime.Server {
 	if u, err := one.inst.Usage(ctx); err == nil {
 		v.Memory, v.CPU = u.Memory, u.CPU
 	}
+	if m, ok := s.dialect.(Measurer); ok && v.State == "ready" {
+		if err := m.Measure(ctx, one.g, one.served, &v); err != nil {
+			r.opts.Logger.Debug("measure a server", "workload", s.w.ID, "error", err)
+		}
+	}
 	return v
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -339,6 +340,9 @@ func (r *Runtime) Infer(ctx context.Context, id string, req runtime.Request) (ru
 	}
 	defer release()
 	w := run.g.Workload
+	if err := wellFormed(req); err != nil {
+		return runtime.Response{}, fmt.Errorf("infer on %s: %w", w.ID, err)
+	}
 	resp, err := run.g.Call.Infer(ctx, run.served.Model, run.served.Version, kserve.Typed(req, run.served.Signature))
 	if st, ok := errors.AsType[*kserve.StatusError](err); ok && st.Status == http.StatusBadRequest && !errors.Is(err, runtime.ErrBadRequest) {
 		err = fmt.Errorf("%w: %w", runtime.ErrBadRequest, err)
@@ -351,6 +355,29 @@ func (r *Runtime) Infer(ctx context.Context, id string, req runtime.Request) (ru
 	}
 	resp.ModelName, resp.ModelVersion = w.Model, w.Version
 	return resp, nil
+}
+
+// wellFormed refuses what no server can take: they answer it differently.
+func wellFormed(req runtime.Request) error {
+	if len(req.Inputs) == 0 {
+		return fmt.Errorf("%w: it has no input", runtime.ErrBadRequest)
+	}
+	for i, t := range req.Inputs {
+		n := int64(1)
+		for _, d := range t.Shape {
+			if d < 0 || d > math.MaxInt32 || n*d > math.MaxInt32 {
+				return fmt.Errorf("%w: input %q has shape %v", runtime.ErrBadRequest, t.Name, t.Shape)
+			}
+			n *= d
+		}
+		if n != int64(len(t.Data)) {
+			return fmt.Errorf("%w: input %q has shape %v and %d values", runtime.ErrBadRequest, t.Name, t.Shape, len(t.Data))
+		}
+		if slices.ContainsFunc(req.Inputs[:i], func(o runtime.Tensor) bool { return o.Name == t.Name }) {
+			return fmt.Errorf("%w: input %q is there twice", runtime.ErrBadRequest, t.Name)
+		}
+	}
+	return nil
 }
 
 // Describe returns what the model of id takes and gives.

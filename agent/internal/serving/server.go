@@ -226,6 +226,9 @@ func (r *Runtime) firstReady(ctx context.Context, d Dialect, one *run) (Served, 
 func (r *Runtime) stop(ctx context.Context, one *run) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*r.opts.StopTimeout+lookTime)
 	defer cancel()
+	// Servers wait for open connections, also for those that nothing uses.
+	r.plain.CloseIdleConnections()
+	r.h2c.CloseIdleConnections()
 	if err := one.inst.Stop(ctx, r.opts.StopTimeout); err != nil {
 		return fmt.Errorf("stop %s: %w", one.g.Name, err)
 	}
