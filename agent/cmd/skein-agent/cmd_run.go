@@ -19,23 +19,21 @@ import (
 	"github.com/skein-fleet/skein/agent"
 	"github.com/skein-fleet/skein/agent/internal/host"
 	"github.com/skein-fleet/skein/agent/internal/localapi"
-	"github.com/skein-fleet/skein/agent/internal/process"
-	"github.com/skein-fleet/skein/agent/internal/serving"
 	"github.com/skein-fleet/skein/agent/runtime"
-	"github.com/skein-fleet/skein/agent/runtime/mock"
 	"github.com/skein-fleet/skein/ota/slot"
 	"github.com/skein-fleet/skein/ota/window"
 	"github.com/skein-fleet/skein/telemetry/spool"
 )
 
 type runOptions struct {
-	state, socket, runtime    string
-	modelCommand, mqttOver    string
+	state, socket, mqttOver   string
+	servers                   serverOptions
 	heartbeat, sample, blocks time.Duration
 	look, loadTimeout         time.Duration
 	spoolMiB                  int64
 	root, zone, nvbootctrl    string
 	reboot                    []string
+	nvpmodel, jetsonClocks    string
 	fetcher, fetcherUser      string
 	fetcherDir                string
 	tegrastats                []string
@@ -52,15 +50,16 @@ func runCommand(s streams) *cobra.Command {
 		Use: "run", Short: "Run the agent until it is stopped", Args: noArgs,
 		Example: "  skein-agent run --config /etc/skein/agent.json\n  skein-agent run --check\n" +
 			"  skein-agent run --model-command \"skein-sim serve-model --addr {addr} --dir {dir} --model-file {model-file} --model {model} --version {version}\"",
-		Long: "Run the agent until it is stopped.\n\nModel servers are started with --model-command, whose words are parted by blanks and in which\n" +
-			"{addr} {dir} {model-file} {model} {version} {id} are replaced. A server that cannot ever load its\nmodel exits with 65, one without memory with 71.",
+		Long: "Run the agent until it is stopped.\n\nWhat serves a model is what its release says: a container image, run by containerd, or a command; and\n" +
+			"for releases that say nothing --model-command, whose words are parted by blanks and in which {http} (or\n" +
+			"{addr}) {grpc} {metrics} {dir} {model-file} {model} {version} {id} are replaced. A server that cannot ever\n" +
+			"load its model exits with 65, one without memory with 71.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return runAgent(cmd.Context(), s, o) },
 	}
 	f := c.Flags()
 	f.StringVar(&o.state, "state", "/var/lib/skein-agent", "folder for identity, releases and telemetry")
 	f.StringVar(&o.socket, "socket", defaultSocket, "unix socket for status, explain and logs; empty for none")
-	f.StringVar(&o.runtime, "runtime", "process", "process, or mock for a device without a model server")
-	f.StringVar(&o.modelCommand, "model-command", "", "command that serves a model over KServe v2, as \"server --addr {addr} --dir {dir}\"")
+	serverFlags(c, &o.servers)
 	f.StringVar(&o.mqttOver, "mqtt-over", "auto", "tcp, websocket (through the HTTPS port), or auto: what works")
 	f.DurationVar(&o.heartbeat, "heartbeat", 10*time.Minute, "longest time between two reports")
 	f.DurationVar(&o.sample, "sample-every", time.Second, "time between two samples")
@@ -73,6 +72,8 @@ func runCommand(s streams) *cobra.Command {
 	f.StringArrayVar(&o.tegrastats, "tegrastats", nil, "command that prints tegrastats lines, one word each time")
 	f.StringVar(&o.nvbootctrl, "nvbootctrl", "nvbootctrl", "command that knows the boot chain, where there is one")
 	f.StringArrayVar(&o.reboot, "reboot-command", nil, "command that restarts the machine, one word each time; systemctl reboot when not given")
+	f.StringVar(&o.nvpmodel, "nvpmodel", "nvpmodel", "command that knows the power modes, where the board has some; empty: power is left alone")
+	f.StringVar(&o.jetsonClocks, "jetson-clocks", "jetson_clocks", "command that locks clocks")
 	f.StringVar(&o.fetcher, "fetcher", "", "skein-fetch, for mirrors that releases name (default: beside this program; none: no mirrors)")
 	f.StringVar(&o.fetcherUser, "fetcher-user", "", "user that skein-fetch runs as, where the agent is root")
 	f.StringVar(&o.fetcherDir, "fetcher-dir", "", "scratch folder of skein-fetch; with --fetcher-user one that this user can reach (default: below --state)")
@@ -167,7 +168,7 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 	a, err := agent.New(agent.Options{
 		Host: machine, Runtime: rt, Files: files, Spool: sp, Logger: log, Version: version, Floor: buildTime(), Zone: zone,
 		MQTTOver: agent.Transport(o.mqttOver), Heartbeat: o.heartbeat, TelemetryEvery: o.sample, BlockEvery: o.blocks, CheckEvery: o.look, LoadTimeout: o.loadTimeout,
-		Agents: agents, Boot: chain, Fetcher: fetcher,
+		Agents: agents, Boot: chain, Power: powerBoard(o), Fetcher: fetcher,
 		LocalSocket: o.socket, LogTail: tail.Lines, PeerListen: o.peerListen, PeerCache: o.peerCacheMiB << 20, Tap: agent.TapOptions{Listen: tapAddress(o, rt)},
 	})
 	if err != nil {
@@ -253,23 +254,6 @@ func checkBeside(ctx context.Context, s streams, m *host.Machine, files slot.Fil
 	}
 	fmt.Fprintf(s.out, "device   %s (%s)\ntarget   %s\nhardware %s\nan agent works here: skein-agent status says more\n", id.DeviceID, id.Name, facts.Target, facts.Hardware)
 	return nil
-}
-
-func newRuntime(o runOptions, log *slog.Logger) (runtime.Runtime, func() error, error) {
-	switch o.runtime {
-	case "mock":
-		return mock.New(mock.Options{}), func() error { return nil }, nil
-	case "process":
-		if o.modelCommand == "" {
-			return nil, nil, fmt.Errorf("%w: no command for model servers is configured: give --model-command, or --runtime mock", errUsage)
-		}
-		rt := serving.New(serving.Options{
-			Launcher: serving.ByImage{Plain: process.New(process.Options{Logger: log})}, Dir: filepath.Join(o.state, "serving"),
-			Command: strings.Fields(o.modelCommand), Logger: log,
-		})
-		return rt, rt.Close, nil
-	}
-	return nil, nil, fmt.Errorf("%w: --runtime %q: want process or mock", errUsage, o.runtime)
 }
 
 // newSpool opens the durable spool; without it telemetry waits in memory, for

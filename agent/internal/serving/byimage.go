@@ -23,7 +23,7 @@ func (b ByImage) of(w runtime.Workload) (Launcher, error) {
 	case image && b.Image == nil:
 		return nil, fmt.Errorf("%w: the workload is a container image, and this device runs none (--runtime, --containerd)", runtime.ErrIncompatible)
 	case !image && b.Plain == nil:
-		return nil, fmt.Errorf("%w: the workload has no container image, and this device runs no processes", runtime.ErrIncompatible)
+		return nil, fmt.Errorf("%w: the release names no container image, and this device starts no commands (--model-command)", runtime.ErrIncompatible)
 	case image:
 		return b.Image, nil
 	}
