@@ -44,6 +44,10 @@ type Options struct {
 
 	TelemetryEvery, BlockEvery, Heartbeat, CheckEvery time.Duration
 	HeatRate                                          float64 // of jetson.Options
+	// Servers makes the runtime of one start of the agent, on a device whose
+	// model servers really run on this machine: it has this machine's target and
+	// no board's pace. nil is the modelled server.
+	Servers func() (agent.Servers, error)
 	// Zone is where the device stands; nil is UTC.
 	Zone *time.Location
 	// Interface is that of the default route at first; empty is eth0.
@@ -63,7 +67,7 @@ type Device struct {
 
 	mu      sync.Mutex // guards what follows
 	agent   *agent.Agent
-	server  *server
+	server  inference
 	id      string
 	off     context.CancelFunc // takes the power away
 	disk    *disk              // of this boot
@@ -118,11 +122,16 @@ func (d *Device) Run(ctx context.Context) error {
 		disk := &disk{storage: d.storage}
 		d.mu.Lock()
 		d.off, d.disk = off, disk
-		d.server = newServer(engine.New(engine.Options{Models: d.o.Models, Pace: d.board.pace}))
+		server, letGo, err := d.newServer()
+		if err != nil {
+			d.mu.Unlock()
+			off()
+			return fmt.Errorf("device %s: %w", d.name, err)
+		}
+		d.server = server
 		d.starts++
-		server := d.server
 		d.mu.Unlock()
-		err := d.boot(power, disk, server)
+		err = errors.Join(d.boot(power, disk, server), letGo())
 		off()
 		d.mu.Lock()
 		if ctx.Err() == nil { // else they stay for a last look
@@ -161,7 +170,7 @@ func wait(ctx context.Context, d time.Duration) {
 
 // boot enrols if need be and runs the agent and the application until the
 // power goes. It returns nil when it went.
-func (d *Device) boot(ctx context.Context, disk *disk, server *server) error {
+func (d *Device) boot(ctx context.Context, disk *disk, server inference) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, stop := context.WithCancel(ctx)
@@ -176,7 +185,7 @@ func (d *Device) boot(ctx context.Context, disk *disk, server *server) error {
 	}
 	a, err := agent.New(agent.Options{
 		Identity: identity, Host: host{d}, Runtime: server, Files: disk, Dial: d.dial, WrapLink: d.radio.wrap,
-		Boot: d.bootloader(), PeerListen: "127.0.0.1:0", PeerCache: 256 << 20, Logger: d.o.Logger.With("name", d.name), Now: d.now, Zone: cmp.Or(d.o.Zone, time.UTC), Version: "sim",
+		Boot: d.bootloader(), Power: d.power(), PeerListen: "127.0.0.1:0", PeerCache: 256 << 20, Logger: d.o.Logger.With("name", d.name), Now: d.now, Zone: cmp.Or(d.o.Zone, time.UTC), Version: "sim",
 		Heartbeat: d.o.Heartbeat, TelemetryEvery: d.o.TelemetryEvery, BlockEvery: d.o.BlockEvery, CheckEvery: d.o.CheckEvery,
 	})
 	if err != nil {
@@ -202,7 +211,7 @@ func (d *Device) enroll(ctx context.Context, disk *disk) (*agent.Identity, error
 	for attempt := 0; ; attempt++ {
 		id, err := agent.Enroll(ctx, agent.EnrollOptions{
 			ServerURL: d.o.ServerURL, Claim: d.o.Claim, Name: d.name, Serial: d.serial(), Labels: d.o.Labels,
-			Target: d.board.target().String(), Hardware: d.hardware(), Files: disk, Dial: d.dial, Now: d.now,
+			Target: d.target().String(), Hardware: d.hardware(), Files: disk, Dial: d.dial, Now: d.now,
 		})
 		if err == nil || ctx.Err() != nil || errors.Is(err, agent.ErrBadClaim) || errors.Is(err, agent.ErrClaimRefused) {
 			return id, err
@@ -216,7 +225,7 @@ const step = 250 * time.Millisecond
 
 // live lets time pass on the board and runs its application. A board that
 // switches itself off takes the power of everything on it.
-func (d *Device) live(ctx context.Context, server *server) {
+func (d *Device) live(ctx context.Context, server inference) {
 	app := &application{
 		board: d.board, infer: server, test: d.o.Digits, perTick: max(1, d.o.PerSecond/int(time.Second/step)),
 		rng: rand.New(rand.NewPCG(d.o.Seed, uint64(d.o.Number))),
@@ -270,7 +279,7 @@ func (h host) Facts(context.Context) (agent.Facts, error) {
 	starts := h.d.starts
 	h.d.mu.Unlock()
 	return agent.Facts{
-		Target: h.d.board.target(), Hardware: h.d.hardware(), Serial: h.d.serial(),
+		Target: h.d.target(), Hardware: h.d.hardware(), Serial: h.d.serial(),
 		BootID: h.d.o.Seed<<32 ^ uint64(h.d.o.Number)<<12 ^ uint64(starts),
 	}, nil
 }

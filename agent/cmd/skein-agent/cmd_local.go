@@ -90,6 +90,15 @@ func printStatus(out io.Writer, st *agentlocalv1.StatusResponse) error {
 			}
 			row("waits", "for the %s, %s", t.GetWaits(), until)
 		}
+		for _, h := range t.GetHolds() {
+			row("held off", "by %s until %s: %s", h.GetOwner(), h.GetUntil().AsTime().UTC().Format(time.RFC3339), h.GetReason())
+		}
+	}
+	if p := d.GetPower(); p != nil {
+		row("power mode", "%s, clocks %s, fan %s", orNone(p.GetMode()), orNone(p.GetClocks()), orNone(p.GetFan()))
+		if p.GetZone() != "" {
+			row("headroom", "%.1f K below the trip of %s", p.GetHeadroom(), p.GetZone())
+		}
 	}
 	row("spool", "%d bytes wait, %d messages dropped", st.GetSpoolBytes(), st.GetSpoolDropped())
 	for _, c := range d.GetConditions() {

@@ -27,6 +27,7 @@ const (
 	exitRefused     = 4
 	exitUnreachable = 5
 	exitDiskFull    = 6
+	exitSick        = 7
 	exitHandover    = selfupdate.ExitHandover
 )
 
@@ -38,6 +39,7 @@ const exitHelp = `Exit codes:
   4  the control plane refuses the claim
   5  the agent does not answer on its socket, or nothing runs here
   6  the disk is full
+  7  doctor found something to mend
   10 run asks its supervisor to start the agent of another slot`
 
 // errUsage marks wrong arguments.
@@ -62,6 +64,8 @@ func exitCode(err error) int {
 		return exitHandover
 	case errors.Is(err, slot.ErrDiskFull):
 		return exitDiskFull
+	case errors.Is(err, errSick):
+		return exitSick
 	}
 	return exitError
 }
@@ -95,6 +99,9 @@ type streams struct {
 }
 
 func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) error {
+	if len(args) > 0 && (args[0] == "-check" || args[0] == "--check") { // as other daemons have it
+		args = append([]string{"run", "--check"}, args[1:]...)
+	}
 	root := rootCommand(streams{in, out, errs})
 	root.SetArgs(args)
 	return root.ExecuteContext(ctx)
@@ -114,7 +121,7 @@ func rootCommand(s streams) *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.PersistentFlags().StringVar(&config, "config", "", "JSON file with the same names as the flags; flags win")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return applyConfig(cmd, config) }
-	root.AddCommand(runCommand(s), superviseCommand(s), enrollCommand(s), identifyCommand(s), statusCommand(s), explainCommand(s), logsCommand(s), bundleCommand(s), tegrastatsCommand(s), engineCommand(s), versionCommand(s))
+	root.AddCommand(runCommand(s), superviseCommand(s), enrollCommand(s), identifyCommand(s), statusCommand(s), explainCommand(s), traceCommand(s), logsCommand(s), holdCommand(s), releaseHoldCommand(s), doctorCommand(s), bundleCommand(s), tegrastatsCommand(s), engineCommand(s), versionCommand(s))
 	return root
 }
 

@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 func code() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Stdout.WriteString(map[int]string{0: "ok", 1: "error", 2: "usage", 3: "not enrolled", 4: "refused", 5: "unreachable", 6: "disk full"}[exitCode(run(ctx, os.Args[1:], os.Stdin, os.Stderr, os.Stderr))])
+	os.Stdout.WriteString(map[int]string{0: "ok", 1: "error", 2: "usage", 3: "not enrolled", 4: "refused", 5: "unreachable", 6: "disk full", 7: "sick"}[exitCode(run(ctx, os.Args[1:], os.Stdin, os.Stderr, os.Stderr))])
 }
 
 // TestScripts runs testdata/*.txtar: the specification of the command line.

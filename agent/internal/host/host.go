@@ -111,6 +111,20 @@ func Command(ctx context.Context, name string, args ...string) ([]byte, error) {
 	return out, nil
 }
 
+// CommandWith runs a command of the host with text on its standard input and
+// returns all that it printed.
+func CommandWith(ctx context.Context, stdin, name string, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.WaitDelay, cmd.Stdin = time.Second, strings.NewReader(stdin)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return out, fmt.Errorf("run %s: %w", name, err)
+	}
+	return out, nil
+}
+
 func (m *Machine) bootID() uint64 {
 	id := m.text("proc/sys/kernel/random/boot_id")
 	if id == "" {
