@@ -34,7 +34,6 @@ type runOptions struct {
 	root, zone, nvbootctrl    string
 	reboot                    []string
 	nvpmodel, jetsonClocks    string
-	nvpmodel, jetsonClocks    string
 	fetcher, fetcherUser      string
 	fetcherDir                string
 	tegrastats                []string
@@ -73,8 +72,6 @@ func runCommand(s streams) *cobra.Command {
 	f.StringArrayVar(&o.tegrastats, "tegrastats", nil, "command that prints tegrastats lines, one word each time")
 	f.StringVar(&o.nvbootctrl, "nvbootctrl", "nvbootctrl", "command that knows the boot chain, where there is one")
 	f.StringArrayVar(&o.reboot, "reboot-command", nil, "command that restarts the machine, one word each time; systemctl reboot when not given")
-	f.StringVar(&o.nvpmodel, "nvpmodel", "nvpmodel", "command that knows the power modes, where the board has some; empty: power is left alone")
-	f.StringVar(&o.jetsonClocks, "jetson-clocks", "jetson_clocks", "command that locks clocks")
 	f.StringVar(&o.nvpmodel, "nvpmodel", "nvpmodel", "command that knows the power modes, where the board has some; empty: power is left alone")
 	f.StringVar(&o.jetsonClocks, "jetson-clocks", "jetson_clocks", "command that locks clocks")
 	f.StringVar(&o.fetcher, "fetcher", "", "skein-fetch, for mirrors that releases name (default: beside this program; none: no mirrors)")
@@ -171,7 +168,7 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 	a, err := agent.New(agent.Options{
 		Host: machine, Runtime: rt, Files: files, Spool: sp, Logger: log, Version: version, Floor: buildTime(), Zone: zone,
 		MQTTOver: agent.Transport(o.mqttOver), Heartbeat: o.heartbeat, TelemetryEvery: o.sample, BlockEvery: o.blocks, CheckEvery: o.look, LoadTimeout: o.loadTimeout,
-		Agents: agents, Boot: chain, Power: powerBoard(o), Power: powerBoard(o), Fetcher: fetcher,
+		Agents: agents, Boot: chain, Power: powerBoard(o), Fetcher: fetcher,
 		LocalSocket: o.socket, LogTail: tail.Lines, PeerListen: o.peerListen, PeerCache: o.peerCacheMiB << 20, Tap: agent.TapOptions{Listen: tapAddress(o, rt)},
 	})
 	if err != nil {
