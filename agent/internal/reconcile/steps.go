@@ -14,6 +14,7 @@ import (
 	"github.com/skein-fleet/skein/agent/runtime"
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/manifest"
+	"github.com/skein-fleet/skein/proto/wire"
 )
 
 const (
@@ -214,24 +215,27 @@ func (x *Executor) doLoad(ctx context.Context, a *attempt) (string, error) {
 	other := cur != nil && cur.WorkloadID() != w.ID
 	if swap == manifest.SwapUnloadFirst && other {
 		note = "the old workload was unloaded first, as the release says: nothing answers until the switch"
-		if err := x.makeRoom(ctx, a, cur); err != nil {
+		if err := x.makeRoom(ctx, a, cur, "the release says unload-first"); err != nil {
 			return "", err
 		}
 	}
+	begun := x.Now()
 	err := x.load(ctx, w)
 	if errors.Is(err, runtime.ErrNoCapacity) && other && note == "" {
 		if swap == manifest.SwapBeside {
 			return "", fmt.Errorf("load %s: %w; the release asks for both beside each other (swap in workload.json)", a.install.ModelFile, err)
 		}
 		note = "memory does not hold both: the old workload was unloaded first, nothing answers until the switch"
-		if err := x.makeRoom(ctx, a, cur); err != nil {
+		if err := x.makeRoom(ctx, a, cur, oneLine(err)); err != nil {
 			return "", err
 		}
+		begun = x.Now()
 		err = x.load(ctx, w)
 	}
 	if err != nil {
 		return "", fmt.Errorf("load %s: %w", a.install.ModelFile, err)
 	}
+	a.install.LoadTook = x.Now().Sub(begun)
 	return note, x.intact(ctx, &a.install)
 }
 
@@ -242,8 +246,16 @@ func swapOf(i *state.Install) string {
 	return i.Spec.Swap
 }
 
-// makeRoom unloads what serves, and notes when.
-func (x *Executor) makeRoom(ctx context.Context, a *attempt, cur *state.Install) error {
+// makeRoom unloads what serves, and notes when. That inference stops, why, and
+// for how long it is expected to, is in the journal, and told, before it does.
+func (x *Executor) makeRoom(ctx context.Context, a *attempt, cur *state.Install, why string) error {
+	expect := fmt.Sprintf("for %s at most, the longest that a load may take", x.LoadTimeout)
+	if cur.LoadTook > 0 {
+		expect = fmt.Sprintf("for about %s, as long as the load of %s %s took", cur.LoadTook.Round(100*time.Millisecond), cur.Name, cur.Version)
+	}
+	if err := x.journal(a.update, ota.StepLoad, wire.StepStarted, fmt.Sprintf("swap policy %s: %s; %s %s is unloaded first and nothing answers %s", swapOf(&a.install), why, cur.Name, cur.Version, expect)); err != nil {
+		return err
+	}
 	a.stopped = x.Now()
 	if err := x.Runtime.Unload(ctx, cur.WorkloadID()); err != nil {
 		return fmt.Errorf("unload the old workload to make room: %w", err)
@@ -291,6 +303,9 @@ func (x *Executor) doProve(ctx context.Context, a *attempt) (string, error) {
 func (x *Executor) prove(ctx context.Context, id string, g *manifest.Golden) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, x.ProveTimeout, fmt.Errorf("golden set not answered after %s", x.ProveTimeout))
 	defer cancel()
+	if err := x.takes(ctx, id, g); err != nil {
+		return err
+	}
 	outputs := make([][]float32, len(g.Cases))
 	for n := range g.Cases {
 		out, err := x.infer(ctx, id, g, n)

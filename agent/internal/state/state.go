@@ -54,6 +54,9 @@ type Install struct {
 	Blobs        []ota.Digest  `json:"blobs,omitzero"`    // all that the release needs here
 	// Spec is what serves the model; nil is what the device is configured with.
 	Spec *manifest.Workload `json:"spec,omitzero"`
+	// LoadTook is how long the server took to answer when it was installed: an
+	// update that must unload first stops inference for about as long.
+	LoadTook time.Duration `json:"load_took,omitzero"`
 }
 
 // Image is the container image that an install runs in, empty for none.
