@@ -23,6 +23,7 @@ import (
 
 	"github.com/skein-fleet/skein/agent/internal/budget"
 	"github.com/skein-fleet/skein/agent/internal/child"
+	"github.com/skein-fleet/skein/agent/internal/crash"
 	"github.com/skein-fleet/skein/agent/internal/health"
 	"github.com/skein-fleet/skein/agent/internal/host"
 	"github.com/skein-fleet/skein/agent/internal/link"
@@ -130,6 +131,11 @@ type Options struct {
 	Agents SelfUpdate
 	Boot   Bootloader
 
+	// BoardLine is the newest line of what the board tells of itself, LastPanic
+	// what the process before this one said when it ended by itself: both go into
+	// what is told of a crash. They may be nil.
+	BoardLine, LastPanic func() string
+
 	// Power decides how fast the machine runs; nil where it has no power modes.
 	// HeadroomLimit bounds a wait for a cooler board; 0 means 10 minutes.
 	Power         PowerBoard
@@ -180,11 +186,13 @@ type Agent struct {
 	board        *health.Board
 	power        *power.Manager // nil without power modes
 	ended        traces
+	crashes      *crash.Recorder // nil where the disk could not be read
 
 	ids       ids
 	conn      connection
 	inbox     inbox
 	watching  lease
+	measured measured
 	golden    goldenShare
 	tap       tapping
 	held      holdReason
@@ -296,6 +304,9 @@ func (a *Agent) open() (err error) {
 	if err := errors.Join(a.connectParts(), a.openTap()); err != nil {
 		return err
 	}
+	if w, ok := o.Runtime.(runtime.Watcher); ok {
+		w.Watch(a.observeServer)
+	}
 	a.exec = reconcile.NewExecutor(reconcile.Config{
 		Files: o.Files, Blobs: a.blobs, Fetch: a.fetcher, Journal: a.journal, State: a.state, Runtime: o.Runtime,
 		Logger: a.log, Target: func() ota.Target { return a.facts().Target }, Params: a.openParams, Agrees: a.agrees,
@@ -381,11 +392,16 @@ func (a *Agent) Run(ctx context.Context) error {
 	loop("peers", a.peerLoop)
 	loop("tap", a.tapLoop)
 	loop("power", a.powerLoop)
+	loop("crashes", a.crashLoop)
 	<-ctx.Done()
 	wg.Wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+		if errors.Is(cause, ErrHandover) {
+			a.endCrash()
+		}
 		return cause
 	}
+	a.endCrash()
 	return nil
 }
 
@@ -410,6 +426,7 @@ func (a *Agent) start(ctx context.Context) (err error) {
 	if err := a.ids.boot(a.opts.Identity.DeviceID, a.facts().BootID, a.state.Get().Starts, err == nil); err != nil {
 		return err
 	}
+	a.openCrash()
 	if err := a.exec.NoteStart(); err != nil {
 		a.noteDisk(err)
 	}

@@ -165,10 +165,11 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 	if err != nil {
 		return err
 	}
+	lastPanic := panicOutput(o.state, log)
 	a, err := agent.New(agent.Options{
 		Host: machine, Runtime: rt, Files: files, Spool: sp, Logger: log, Version: version, Floor: buildTime(), Zone: zone,
 		MQTTOver: agent.Transport(o.mqttOver), Heartbeat: o.heartbeat, TelemetryEvery: o.sample, BlockEvery: o.blocks, CheckEvery: o.look, LoadTimeout: o.loadTimeout,
-		Agents: agents, Boot: chain, Power: powerBoard(o), Fetcher: fetcher,
+		Agents: agents, Boot: chain, Power: powerBoard(o), BoardLine: machine.Line, LastPanic: lastPanic, Fetcher: fetcher,
 		LocalSocket: o.socket, LogTail: tail.Lines, PeerListen: o.peerListen, PeerCache: o.peerCacheMiB << 20, Tap: agent.TapOptions{Listen: tapAddress(o, rt)},
 	})
 	if err != nil {

@@ -61,7 +61,6 @@ const (
 	UnderVoltage        = "under-voltage"      // its supply is too low
 	WaitsForHeadroom    = "waits-for-headroom" // heavy work waits for a cooler board
 	UpdateOnHold        = "update-on-hold"     // an application holds updates off
-	UncleanStart        = "unclean-start"      // the start before this one was not ended
 )
 
 // Now tells the time of the device's clock.

@@ -210,6 +210,22 @@ func (m *Machine) follow(ctx context.Context, command []string) error {
 	return errors.Join(err, cmd.Wait())
 }
 
+// Line is the newest line of tegrastats, or the load and memory where there is
+// none, for people who look at what happened.
+func (m *Machine) Line() string {
+	m.mu.Lock()
+	line, age := m.line, m.opts.Now().Sub(m.lineAt)
+	m.mu.Unlock()
+	if line != "" && age >= 0 && age < lineLife {
+		return line
+	}
+	mem := m.meminfo()
+	if len(mem) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("load %s, %d of %d MiB of memory available", m.text("proc/loadavg"), mem["MemAvailable"]>>10, mem["MemTotal"]>>10)
+}
+
 // Readings measures now.
 func (m *Machine) Readings(context.Context) ([]telemetry.Reading, error) {
 	now := m.opts.Now()
