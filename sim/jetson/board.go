@@ -316,8 +316,8 @@ func (b *Board) power() float64 {
 	total, input := 0.0, -1
 	for i, r := range m.Rails {
 		mw := r.Idle + r.GPU*gpu + r.CPU*cpu + r.EMC*emc
-		if b.load.DLA > 0 && m.DLA > 0 && i == 1 {
-			mw += 7600 * b.load.DLA * m.Rails[1].GPU / 25000
+		if b.load.DLA > 0 && m.DLA > 0 && i == 1 { // the rail of CPU and CV
+			mw += 7600 * b.load.DLA * m.mostGPU() / 25000
 		}
 		b.rails[i] = mw
 		total += mw
@@ -329,6 +329,15 @@ func (b *Board) power() float64 {
 		b.rails[input] = total
 	}
 	return total / 1000
+}
+
+// mostGPU is the largest share of a rail that the GPU draws, in mW: modules with
+// larger GPUs have larger DLAs.
+func (m *Model) mostGPU() (most float64) {
+	for _, r := range m.Rails {
+		most = max(most, r.GPU)
+	}
+	return most
 }
 
 // Overload is demand over capacity of the GPU at the clocks now allowed;
@@ -410,3 +419,6 @@ func floorOPP(opp []float64, limit float64) float64 { return capped(opp, limit, 
 func top(opp []float64) float64 { return opp[len(opp)-1] }
 
 func clamp(v float64) float64 { return max(0, min(1, v)) }
+
+// Watts is the power of the whole module now.
+func (b *Board) Watts() float64 { return b.power() }

@@ -24,7 +24,7 @@ func (a *app) benchCmd() *cobra.Command {
 A figure that misses its goal does not change the exit code.`,
 		Example: "  skein-sim bench load --out bench-out/load.json\n  skein-sim bench agent --agent .bin/skein-agent",
 	}
-	cmd.AddCommand(a.benchLoadCmd(), a.benchAgentCmd(), a.benchOTACmd(), a.benchOTAApplyCmd(), a.benchLargeCmd(), a.benchStreamCmd(), a.benchPowerCmd(), a.benchSiteCmd())
+	cmd.AddCommand(a.benchLoadCmd(), a.benchAgentCmd(), a.benchOTACmd(), a.benchOTAApplyCmd(), a.benchLargeCmd(), a.benchStreamCmd(), a.benchPowerCmd(), a.benchSiteCmd(), a.benchBoardsCmd(), a.benchTapCmd(), a.benchTapServerCmd(), a.benchTapProxyCmd())
 	return cmd
 }
 
@@ -111,6 +111,7 @@ modelled boards in one process.`,
 				return err
 			}
 			figures, err := bench.Agent(cmd.Context(), o)
+			figures, err = a.withBoards(cmd, figures, err)
 			return a.report(figures, out, err)
 		},
 	}

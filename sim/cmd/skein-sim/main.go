@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/skein-fleet/skein/sim/hil/board"
 )
 
 // version is set by the build.
@@ -15,7 +17,15 @@ var version = "dev"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	var code int
+	switch {
+	case board.IsTool(os.Args[0]): // an executable of a modelled board
+		code = board.Main(ctx, os.Args, os.Stdout, os.Stderr)
+	case isTrtexec(os.Args[0]):
+		code = runTrtexec(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	default:
+		code = run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	}
 	stop()
 	os.Exit(code)
 }

@@ -49,6 +49,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):
 		return exitInterrupted
 	default:
+		if said, ok := errors.AsType[silentExit](err); ok {
+			return int(said)
+		}
 		if _, ok := errors.AsType[usageError](err); ok {
 			code = exitUsage
 		} else if _, ok := errors.AsType[loadError](err); ok && errors.Is(err, runtime.ErrIncompatible) {
@@ -99,9 +102,12 @@ Exit codes:
 	})
 	cmd.AddCommand(
 		a.runCmd(),
+		a.hilCmd(),
 		a.demoCmd(),
 		a.trainCmd(),
 		a.serveModelCmd(),
+		a.trtexecCmd(),
+		a.refitCmd(),
 		a.tegrastatsCmd(),
 		a.loadCmd(),
 		a.benchCmd(),

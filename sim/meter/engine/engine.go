@@ -24,6 +24,7 @@ import (
 	"github.com/skein-fleet/skein/agent/runtime/kserve"
 	"github.com/skein-fleet/skein/sim/meter/interp"
 	"github.com/skein-fleet/skein/sim/meter/onnx"
+	"github.com/skein-fleet/skein/sim/plan"
 )
 
 // Cost is what one inference took on this machine.
@@ -46,6 +47,8 @@ type Options struct {
 	Models *Models
 	// Limits bound one run.
 	Limits interp.Limits
+	// Plans says what plans of virtual Jetsons load on; nil serves ONNX only.
+	Plans func() plan.Board
 }
 
 // Engine implements runtime.Runtime.
@@ -110,13 +113,17 @@ func (e *Engine) prepare(ctx context.Context, w runtime.Workload) (*workload, er
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if w.Format != "onnx" {
+	unpack := func(b []byte) ([]byte, error) { return b, nil }
+	switch {
+	case w.Format == "plan" && e.o.Plans != nil:
+		unpack = e.unpack
+	case w.Format != "onnx":
 		return nil, fmt.Errorf("%w: format %q: this runtime reads onnx", runtime.ErrIncompatible, w.Format)
 	}
 	if !filepath.IsLocal(w.ModelFile) {
 		return nil, fmt.Errorf("%w: the model file %q is not inside of the release", runtime.ErrIncompatible, w.ModelFile)
 	}
-	s, err := e.o.Models.load(filepath.Join(w.Dir, w.ModelFile), e.o.Limits)
+	s, err := e.o.Models.load(filepath.Join(w.Dir, w.ModelFile), e.o.Limits, unpack)
 	if err != nil {
 		return nil, err
 	}
@@ -127,6 +134,15 @@ func (e *Engine) prepare(ctx context.Context, w runtime.Workload) (*workload, er
 	l := &workload{w: w, s: s, bytes: s.WeightBytes() + 4*values}
 	l.held = max(int64(w.MemoryMiB), (l.bytes+1<<20-1)>>20)
 	return l, nil
+}
+
+// unpack takes the model out of a plan, where the plan loads here.
+func (e *Engine) unpack(b []byte) ([]byte, error) {
+	p, _, err := plan.Load(b, e.o.Plans())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", runtime.ErrIncompatible, err)
+	}
+	return p.ONNX, nil
 }
 
 // tryOut runs a model on one example of zeros.
@@ -297,7 +313,7 @@ type Models struct {
 
 // load reads a file. The bytes are read each time: a file that was damaged
 // on one board's disk is not hidden by another's good one.
-func (m *Models) load(path string, limits interp.Limits) (*interp.Session, error) {
+func (m *Models) load(path string, limits interp.Limits, unpack func([]byte) ([]byte, error)) (*interp.Session, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("open model: %w", err)
@@ -306,6 +322,9 @@ func (m *Models) load(path string, limits interp.Limits) (*interp.Session, error
 	b, err := io.ReadAll(io.LimitReader(f, onnx.MaxBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("read model: %w", err)
+	}
+	if b, err = unpack(b); err != nil {
+		return nil, err
 	}
 	sum := sha256.Sum256(b)
 	m.mu.Lock()

@@ -18,6 +18,7 @@ import (
 	"github.com/skein-fleet/skein/agent/runtime/runtimetest"
 	"github.com/skein-fleet/skein/sim/meter"
 	"github.com/skein-fleet/skein/sim/meter/interp"
+	"github.com/skein-fleet/skein/sim/plan"
 )
 
 // linear is a workload whose answer is x0 + 2·x1 + bias, x1.
@@ -175,5 +176,41 @@ func TestOverHTTP(t *testing.T) {
 		Outputs: []kserve.TensorInfo{{Name: "logits", Datatype: "FP32", Shape: []int64{-1, 2}}}}
 	if diff := cmp.Diff(want, meta); diff != "" || err != nil {
 		t.Errorf("metadata: %v -want +got:\n%s", err, diff)
+	}
+}
+
+// TestPlans: a plan serves on the board that it is for, and is refused with the
+// words of TensorRT elsewhere.
+func TestPlans(t *testing.T) {
+	raw, err := meter.Linear([]float32{1, 2, 0, 1}, []float32{0, 0}, 2, 1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := plan.Plan{Header: plan.Header{TensorRT: "10.3.0", SM: "8.7"}, ONNX: raw}.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := workloadOf(t, "p", b)
+	w.Format = "plan"
+	on := plan.Board{TensorRT: "10.3.0", SM: "8.7"}
+	e := New(Options{Plans: func() plan.Board { return on }})
+	if err := e.Load(t.Context(), w); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := e.Infer(t.Context(), "p", runtime.Request{Inputs: []runtime.Tensor{input}})
+	if err != nil || resp.Outputs[0].Data[0] != 11 {
+		t.Errorf("%+v %v", resp, err)
+	}
+	if err := e.Unload(t.Context(), "p"); err != nil {
+		t.Fatal(err)
+	}
+	for _, other := range []plan.Board{{TensorRT: "10.7.0", SM: "8.7"}, {TensorRT: "10.3.0", SM: "7.2"}} {
+		on = other
+		if err := e.Load(t.Context(), w); !errors.Is(err, runtime.ErrIncompatible) {
+			t.Errorf("%+v: %v", other, err)
+		}
+	}
+	if err := New(Options{}).Load(t.Context(), w); !errors.Is(err, runtime.ErrIncompatible) {
+		t.Errorf("a server of ONNX alone: %v", err)
 	}
 }
