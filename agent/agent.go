@@ -192,7 +192,7 @@ type Agent struct {
 	conn      connection
 	inbox     inbox
 	watching  lease
-	measured measured
+	measured  measuredServers
 	golden    goldenShare
 	tap       tapping
 	held      holdReason

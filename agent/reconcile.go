@@ -185,6 +185,7 @@ func (a *Agent) noteOutcome(ctx context.Context) {
 	} else {
 		a.board.Clear(health.UpdateFailed)
 	}
+	a.noteServers(s.Current.WorkloadID())
 	actual, err := a.actual(ctx)
 	if err != nil {
 		return

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -130,6 +131,60 @@ func Power(p *wire.Power) *fleetv1.PowerState {
 		out.OverCurrent = append(out.OverCurrent, &fleetv1.OverCurrent{Name: c.Name, Count: c.Count, PerHour: c.PerHour})
 	}
 	return out
+}
+
+// Servers are what serves models.
+func Servers(list []wire.Server) []*fleetv1.ModelServer {
+	out := make([]*fleetv1.ModelServer, 0, len(list))
+	for _, s := range list {
+		m := &fleetv1.ModelServer{Workload: s.Workload, Kind: s.Kind, Server: s.Server, State: s.State, Reason: s.Reason, Restarts: s.Restarts,
+			LastExit: s.LastExit, MemoryBytes: s.Memory, Requests: s.Requests, Failed: s.Failed, QueueMicroseconds: s.Queue,
+			ComputeMicroseconds: s.Compute, Pending: s.Pending, GpuMemoryBytes: s.GPUMemory}
+		if s.Started != 0 {
+			m.Started = Milli(s.Started)
+		}
+		if len(s.Image) > 0 {
+			m.Image = "sha256:" + hex.EncodeToString(s.Image)
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+// ServerLine says on one line what is known of a model server.
+func ServerLine(m *fleetv1.ModelServer) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s %s", orElse(m.GetServer(), "unknown"), orElse(m.GetKind(), "server"), m.GetState())
+	add := func(format string, args ...any) { fmt.Fprintf(&b, ", "+format, args...) }
+	if m.GetMemoryBytes() > 0 {
+		add("%d MiB", m.GetMemoryBytes()>>20)
+	}
+	if m.GetGpuMemoryBytes() > 0 {
+		add("%d MiB on GPUs", m.GetGpuMemoryBytes()>>20)
+	}
+	if m.GetRequests()+m.GetFailed() > 0 {
+		add("%d requests, %d failed, %d µs computing, %d µs waiting", m.GetRequests(), m.GetFailed(), m.GetComputeMicroseconds(), m.GetQueueMicroseconds())
+	}
+	if m.GetImage() != "" {
+		add("image %.19s", m.GetImage())
+	}
+	if m.GetRestarts() > 0 {
+		add("%d restarts", m.GetRestarts())
+	}
+	if m.GetLastExit() != "" {
+		add("last ended: %s", m.GetLastExit())
+	}
+	if m.GetReason() != "" {
+		add("%s", m.GetReason())
+	}
+	return b.String()
+}
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
 }
 
 // BootChain is the inventory of a machine's boot chain, nil for none.

@@ -229,6 +229,31 @@ type Reported struct {
 	Policy *PolicyState `cbor:"17,keyasint,omitempty"`
 	// Power is absent on machines without power modes and throttling that tell.
 	Power *Power `cbor:"18,keyasint,omitempty"`
+	// Servers are what serves models, or is about to, sorted by workload.
+	Servers []Server `cbor:"20,keyasint,omitempty"`
+}
+
+// Server is one model server of a device.
+type Server struct {
+	// Workload is the one that it runs for, as the device names it.
+	Workload string `cbor:"1,keyasint"`
+	Kind     string `cbor:"2,keyasint,omitempty"` // process or container
+	Server   string `cbor:"3,keyasint,omitempty"` // v2 or triton
+	Image    []byte `cbor:"4,keyasint,omitempty"` // sha256 of its manifest
+	State    string `cbor:"5,keyasint"`           // ready, waiting, left over
+	Reason   string `cbor:"6,keyasint,omitempty"`
+	Started  int64  `cbor:"7,keyasint,omitempty"` // unix milliseconds
+	Restarts uint64 `cbor:"8,keyasint,omitempty"` // by itself, since it was loaded
+	LastExit string `cbor:"9,keyasint,omitempty"` // how it last ended by itself
+	Memory   int64  `cbor:"10,keyasint,omitempty"`
+	// What the server itself counts: requests, those that failed, mean times of
+	// one in microseconds, those that wait, and memory of its GPUs.
+	Requests  uint64 `cbor:"11,keyasint,omitempty"`
+	Failed    uint64 `cbor:"12,keyasint,omitempty"`
+	Queue     uint64 `cbor:"13,keyasint,omitempty"`
+	Compute   uint64 `cbor:"14,keyasint,omitempty"`
+	Pending   uint64 `cbor:"15,keyasint,omitempty"`
+	GPUMemory int64  `cbor:"16,keyasint,omitempty"`
 }
 
 // SourceBytes says what one way to blobs brought: peer, https, mqtt, child.
@@ -247,7 +272,7 @@ type Telemetry struct {
 type Event struct {
 	ID      MessageID `cbor:"1,keyasint"`
 	Time    int64     `cbor:"2,keyasint"` // unix milliseconds
-	Kind    string    `cbor:"3,keyasint"` // step, refused, crash, throttle, clock, link
+	Kind    string    `cbor:"3,keyasint"` // step, refused, crash, throttle, clock, link, server
 	Message string    `cbor:"4,keyasint,omitempty"`
 	Release []byte    `cbor:"5,keyasint,omitempty"`
 	Step    string    `cbor:"6,keyasint,omitempty"`

@@ -14,6 +14,7 @@ import (
 
 	"github.com/skein-fleet/skein/agent/internal/localapi"
 	agentlocalv1 "github.com/skein-fleet/skein/proto/gen/skein/agentlocal/v1"
+	"github.com/skein-fleet/skein/proto/present"
 	"github.com/skein-fleet/skein/telemetry/probe/tegra"
 )
 
@@ -99,6 +100,9 @@ func printStatus(out io.Writer, st *agentlocalv1.StatusResponse) error {
 		if p.GetZone() != "" {
 			row("headroom", "%.1f K below the trip of %s", p.GetHeadroom(), p.GetZone())
 		}
+	}
+	for _, m := range d.GetServers() {
+		row("server", "%s", present.ServerLine(m))
 	}
 	row("spool", "%d bytes wait, %d messages dropped", st.GetSpoolBytes(), st.GetSpoolDropped())
 	for _, c := range d.GetConditions() {

@@ -44,6 +44,8 @@ const (
 	BudgetUsed          = "budget-used"          // a download waits: an allowance of bytes is used up
 	BootChain           = "boot-chain"           // the boot chain could not take an update of the operating system
 	AgentFellBack       = "agent-fell-back"      // another binary of the agent runs than the active one
+	ServerOOM           = "server-oom"           // the kernel ended a model server for memory
+	ServerGrew          = "server-grew"          // a model server was started again because its memory grew
 	WorkloadDown        = "workload-down"        // the committed workload does not serve
 	Overheating         = "overheating"          // a zone is close to its limit
 	Throttled           = "throttled"            // the hardware holds clocks down

@@ -42,6 +42,7 @@ type Status struct {
 	Sources       []wire.SourceBytes // by which way
 	Policy        *wire.PolicyState  // nil: no policy binds
 	Power         *wire.Power        // nil: the board does not tell
+	Servers       []wire.Server      // of models
 	Summary       string             // one sentence
 	Reasons       []string           // what holds something up, now
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
+	"github.com/skein-fleet/skein/proto/present"
 )
 
 func (a *app) deviceCmd() *cobra.Command {
@@ -201,6 +202,9 @@ func deviceDetails(w io.Writer, d *fleetv1.Device, readings []*fleetv1.Reading) 
 	}
 	machineRows(w, d)
 	powerRows(w, d.GetPower())
+	for _, m := range d.GetServers() {
+		row(w, "server", present.ServerLine(m))
+	}
 	transferRows(w, d.GetTransfer())
 	if n := d.GetBytesFetched(); n > 0 {
 		row(w, "fetched", fmt.Sprintf("%s for the last update%s", size(n), bySource(d.GetSources())))

@@ -81,6 +81,8 @@ type View struct {
 	Transfer *wire.PolicyState
 	// Power is how the board runs, nil where it does not tell.
 	Power *wire.Power
+	// Servers are what serves models there.
+	Servers []wire.Server
 }
 
 // Site is the label that names the device's site.
@@ -119,7 +121,7 @@ func (tw *twin) view() View {
 		v.Phase, v.Step, v.FailureClass, v.Failure = r.Phase, r.Step, r.FailureClass, r.Failure
 		v.FailedRelease, v.Conditions, v.Journal = digestOf(r.FailedRelease), r.Conditions, r.Journal
 		v.ParamsDigest, v.BytesFetched, v.Sources, v.Transfer = r.ParamsDigest, r.BytesFetched, r.Sources, r.Policy
-		v.BootChain, v.AgentSlots, v.Power = r.Boot, r.Agent, r.Power
+		v.BootChain, v.AgentSlots, v.Power, v.Servers = r.Boot, r.Agent, r.Power, r.Servers
 	}
 	return v
 }

@@ -382,7 +382,9 @@ type Device struct {
 	// What its policy makes of its update; absent when it is under none.
 	Transfer *TransferState `protobuf:"bytes,120,opt,name=transfer,proto3" json:"transfer,omitempty"`
 	// How the board runs; absent where it has no power modes.
-	Power         *PowerState `protobuf:"bytes,140,opt,name=power,proto3" json:"power,omitempty"`
+	Power *PowerState `protobuf:"bytes,140,opt,name=power,proto3" json:"power,omitempty"`
+	// What serves models, or is about to.
+	Servers       []*ModelServer `protobuf:"bytes,220,rep,name=servers,proto3" json:"servers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -683,6 +685,184 @@ func (x *Device) GetPower() *PowerState {
 	return nil
 }
 
+func (x *Device) GetServers() []*ModelServer {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+// ModelServer is one model server of a device.
+type ModelServer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Workload that it runs for, as the device names it.
+	Workload string `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	// process or container, and v2 or triton.
+	Kind   string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Server string `protobuf:"bytes,3,opt,name=server,proto3" json:"server,omitempty"`
+	// Digest of its image's manifest, empty for a process.
+	Image string `protobuf:"bytes,4,opt,name=image,proto3" json:"image,omitempty"`
+	// ready, waiting (for a restart) or left over (of an agent before).
+	State   string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
+	Reason  string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	Started *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=started,proto3" json:"started,omitempty"`
+	// Restarts by itself since it was loaded, and how it last ended.
+	Restarts    uint64 `protobuf:"varint,8,opt,name=restarts,proto3" json:"restarts,omitempty"`
+	LastExit    string `protobuf:"bytes,9,opt,name=last_exit,json=lastExit,proto3" json:"last_exit,omitempty"`
+	MemoryBytes int64  `protobuf:"varint,10,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// What the server itself counts, where it does.
+	Requests            uint64 `protobuf:"varint,11,opt,name=requests,proto3" json:"requests,omitempty"`
+	Failed              uint64 `protobuf:"varint,12,opt,name=failed,proto3" json:"failed,omitempty"`
+	QueueMicroseconds   uint64 `protobuf:"varint,13,opt,name=queue_microseconds,json=queueMicroseconds,proto3" json:"queue_microseconds,omitempty"`
+	ComputeMicroseconds uint64 `protobuf:"varint,14,opt,name=compute_microseconds,json=computeMicroseconds,proto3" json:"compute_microseconds,omitempty"`
+	Pending             uint64 `protobuf:"varint,15,opt,name=pending,proto3" json:"pending,omitempty"`
+	GpuMemoryBytes      int64  `protobuf:"varint,16,opt,name=gpu_memory_bytes,json=gpuMemoryBytes,proto3" json:"gpu_memory_bytes,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *ModelServer) Reset() {
+	*x = ModelServer{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModelServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModelServer) ProtoMessage() {}
+
+func (x *ModelServer) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModelServer.ProtoReflect.Descriptor instead.
+func (*ModelServer) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ModelServer) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *ModelServer) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ModelServer) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *ModelServer) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *ModelServer) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ModelServer) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ModelServer) GetStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *ModelServer) GetRestarts() uint64 {
+	if x != nil {
+		return x.Restarts
+	}
+	return 0
+}
+
+func (x *ModelServer) GetLastExit() string {
+	if x != nil {
+		return x.LastExit
+	}
+	return ""
+}
+
+func (x *ModelServer) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *ModelServer) GetRequests() uint64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *ModelServer) GetFailed() uint64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *ModelServer) GetQueueMicroseconds() uint64 {
+	if x != nil {
+		return x.QueueMicroseconds
+	}
+	return 0
+}
+
+func (x *ModelServer) GetComputeMicroseconds() uint64 {
+	if x != nil {
+		return x.ComputeMicroseconds
+	}
+	return 0
+}
+
+func (x *ModelServer) GetPending() uint64 {
+	if x != nil {
+		return x.Pending
+	}
+	return 0
+}
+
+func (x *ModelServer) GetGpuMemoryBytes() int64 {
+	if x != nil {
+		return x.GpuMemoryBytes
+	}
+	return 0
+}
+
 // PowerState is how a board runs and what holds it back.
 type PowerState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -707,7 +887,7 @@ type PowerState struct {
 
 func (x *PowerState) Reset() {
 	*x = PowerState{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -719,7 +899,7 @@ func (x *PowerState) String() string {
 func (*PowerState) ProtoMessage() {}
 
 func (x *PowerState) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -732,7 +912,7 @@ func (x *PowerState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerState.ProtoReflect.Descriptor instead.
 func (*PowerState) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{4}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PowerState) GetMode() string {
@@ -816,7 +996,7 @@ type Throttle struct {
 
 func (x *Throttle) Reset() {
 	*x = Throttle{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +1008,7 @@ func (x *Throttle) String() string {
 func (*Throttle) ProtoMessage() {}
 
 func (x *Throttle) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +1021,7 @@ func (x *Throttle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Throttle.ProtoReflect.Descriptor instead.
 func (*Throttle) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{5}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Throttle) GetName() string {
@@ -871,7 +1051,7 @@ type OverCurrent struct {
 
 func (x *OverCurrent) Reset() {
 	*x = OverCurrent{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +1063,7 @@ func (x *OverCurrent) String() string {
 func (*OverCurrent) ProtoMessage() {}
 
 func (x *OverCurrent) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +1076,7 @@ func (x *OverCurrent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OverCurrent.ProtoReflect.Descriptor instead.
 func (*OverCurrent) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{6}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *OverCurrent) GetName() string {
@@ -933,7 +1113,7 @@ type Hold struct {
 
 func (x *Hold) Reset() {
 	*x = Hold{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -945,7 +1125,7 @@ func (x *Hold) String() string {
 func (*Hold) ProtoMessage() {}
 
 func (x *Hold) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -958,7 +1138,7 @@ func (x *Hold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hold.ProtoReflect.Descriptor instead.
 func (*Hold) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{7}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Hold) GetOwner() string {
@@ -1013,7 +1193,7 @@ type Crash struct {
 
 func (x *Crash) Reset() {
 	*x = Crash{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1205,7 @@ func (x *Crash) String() string {
 func (*Crash) ProtoMessage() {}
 
 func (x *Crash) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1218,7 @@ func (x *Crash) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Crash.ProtoReflect.Descriptor instead.
 func (*Crash) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{8}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Crash) GetNumber() uint64 {
@@ -1128,7 +1308,7 @@ type ListDeviceCrashesRequest struct {
 
 func (x *ListDeviceCrashesRequest) Reset() {
 	*x = ListDeviceCrashesRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1320,7 @@ func (x *ListDeviceCrashesRequest) String() string {
 func (*ListDeviceCrashesRequest) ProtoMessage() {}
 
 func (x *ListDeviceCrashesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1333,7 @@ func (x *ListDeviceCrashesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeviceCrashesRequest.ProtoReflect.Descriptor instead.
 func (*ListDeviceCrashesRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{9}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListDeviceCrashesRequest) GetDevice() string {
@@ -1173,7 +1353,7 @@ type ListDeviceCrashesResponse struct {
 
 func (x *ListDeviceCrashesResponse) Reset() {
 	*x = ListDeviceCrashesResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1365,7 @@ func (x *ListDeviceCrashesResponse) String() string {
 func (*ListDeviceCrashesResponse) ProtoMessage() {}
 
 func (x *ListDeviceCrashesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1378,7 @@ func (x *ListDeviceCrashesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeviceCrashesResponse.ProtoReflect.Descriptor instead.
 func (*ListDeviceCrashesResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListDeviceCrashesResponse) GetCrashes() []*Crash {
@@ -1218,7 +1398,7 @@ type GetDeviceCrashRequest struct {
 
 func (x *GetDeviceCrashRequest) Reset() {
 	*x = GetDeviceCrashRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1410,7 @@ func (x *GetDeviceCrashRequest) String() string {
 func (*GetDeviceCrashRequest) ProtoMessage() {}
 
 func (x *GetDeviceCrashRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1423,7 @@ func (x *GetDeviceCrashRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceCrashRequest.ProtoReflect.Descriptor instead.
 func (*GetDeviceCrashRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetDeviceCrashRequest) GetDevice() string {
@@ -1269,7 +1449,7 @@ type GetDeviceCrashResponse struct {
 
 func (x *GetDeviceCrashResponse) Reset() {
 	*x = GetDeviceCrashResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1281,7 +1461,7 @@ func (x *GetDeviceCrashResponse) String() string {
 func (*GetDeviceCrashResponse) ProtoMessage() {}
 
 func (x *GetDeviceCrashResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1294,7 +1474,7 @@ func (x *GetDeviceCrashResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceCrashResponse.ProtoReflect.Descriptor instead.
 func (*GetDeviceCrashResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetDeviceCrashResponse) GetCrash() *Crash {
@@ -1325,7 +1505,7 @@ type BootChain struct {
 
 func (x *BootChain) Reset() {
 	*x = BootChain{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1337,7 +1517,7 @@ func (x *BootChain) String() string {
 func (*BootChain) ProtoMessage() {}
 
 func (x *BootChain) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1350,7 +1530,7 @@ func (x *BootChain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootChain.ProtoReflect.Descriptor instead.
 func (*BootChain) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *BootChain) GetDriver() string {
@@ -1425,7 +1605,7 @@ type BootSlot struct {
 
 func (x *BootSlot) Reset() {
 	*x = BootSlot{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1437,7 +1617,7 @@ func (x *BootSlot) String() string {
 func (*BootSlot) ProtoMessage() {}
 
 func (x *BootSlot) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1450,7 +1630,7 @@ func (x *BootSlot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootSlot.ProtoReflect.Descriptor instead.
 func (*BootSlot) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *BootSlot) GetNumber() int32 {
@@ -1502,7 +1682,7 @@ type BootFirmware struct {
 
 func (x *BootFirmware) Reset() {
 	*x = BootFirmware{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +1694,7 @@ func (x *BootFirmware) String() string {
 func (*BootFirmware) ProtoMessage() {}
 
 func (x *BootFirmware) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +1707,7 @@ func (x *BootFirmware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootFirmware.ProtoReflect.Descriptor instead.
 func (*BootFirmware) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *BootFirmware) GetClass() string {
@@ -1576,7 +1756,7 @@ type BootTrap struct {
 
 func (x *BootTrap) Reset() {
 	*x = BootTrap{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +1768,7 @@ func (x *BootTrap) String() string {
 func (*BootTrap) ProtoMessage() {}
 
 func (x *BootTrap) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +1781,7 @@ func (x *BootTrap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootTrap.ProtoReflect.Descriptor instead.
 func (*BootTrap) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *BootTrap) GetName() string {
@@ -1645,7 +1825,7 @@ type AgentSlots struct {
 
 func (x *AgentSlots) Reset() {
 	*x = AgentSlots{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1657,7 +1837,7 @@ func (x *AgentSlots) String() string {
 func (*AgentSlots) ProtoMessage() {}
 
 func (x *AgentSlots) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1670,7 +1850,7 @@ func (x *AgentSlots) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentSlots.ProtoReflect.Descriptor instead.
 func (*AgentSlots) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AgentSlots) GetActive() string {
@@ -1733,7 +1913,7 @@ type SourceBytes struct {
 
 func (x *SourceBytes) Reset() {
 	*x = SourceBytes{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1745,7 +1925,7 @@ func (x *SourceBytes) String() string {
 func (*SourceBytes) ProtoMessage() {}
 
 func (x *SourceBytes) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1758,7 +1938,7 @@ func (x *SourceBytes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceBytes.ProtoReflect.Descriptor instead.
 func (*SourceBytes) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SourceBytes) GetName() string {
@@ -1797,7 +1977,7 @@ type TransferState struct {
 
 func (x *TransferState) Reset() {
 	*x = TransferState{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1809,7 +1989,7 @@ func (x *TransferState) String() string {
 func (*TransferState) ProtoMessage() {}
 
 func (x *TransferState) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1822,7 +2002,7 @@ func (x *TransferState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferState.ProtoReflect.Descriptor instead.
 func (*TransferState) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TransferState) GetInterface() string {
@@ -1889,7 +2069,7 @@ type AllowanceUse struct {
 
 func (x *AllowanceUse) Reset() {
 	*x = AllowanceUse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1901,7 +2081,7 @@ func (x *AllowanceUse) String() string {
 func (*AllowanceUse) ProtoMessage() {}
 
 func (x *AllowanceUse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1914,7 +2094,7 @@ func (x *AllowanceUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowanceUse.ProtoReflect.Descriptor instead.
 func (*AllowanceUse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AllowanceUse) GetLinkClass() string {
@@ -1965,7 +2145,7 @@ type Reading struct {
 
 func (x *Reading) Reset() {
 	*x = Reading{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1977,7 +2157,7 @@ func (x *Reading) String() string {
 func (*Reading) ProtoMessage() {}
 
 func (x *Reading) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1990,7 +2170,7 @@ func (x *Reading) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reading.ProtoReflect.Descriptor instead.
 func (*Reading) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Reading) GetSeries() string {
@@ -2031,7 +2211,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2043,7 +2223,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2056,7 +2236,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListDevicesRequest) GetSelector() string {
@@ -2105,7 +2285,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2117,7 +2297,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2130,7 +2310,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -2164,7 +2344,7 @@ type GetDeviceRequest struct {
 
 func (x *GetDeviceRequest) Reset() {
 	*x = GetDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +2356,7 @@ func (x *GetDeviceRequest) String() string {
 func (*GetDeviceRequest) ProtoMessage() {}
 
 func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +2369,7 @@ func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceRequest.ProtoReflect.Descriptor instead.
 func (*GetDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetDeviceRequest) GetDevice() string {
@@ -2209,7 +2389,7 @@ type GetDeviceResponse struct {
 
 func (x *GetDeviceResponse) Reset() {
 	*x = GetDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2221,7 +2401,7 @@ func (x *GetDeviceResponse) String() string {
 func (*GetDeviceResponse) ProtoMessage() {}
 
 func (x *GetDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2234,7 +2414,7 @@ func (x *GetDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceResponse.ProtoReflect.Descriptor instead.
 func (*GetDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetDeviceResponse) GetDevice() *Device {
@@ -2260,7 +2440,7 @@ type WatchDeviceRequest struct {
 
 func (x *WatchDeviceRequest) Reset() {
 	*x = WatchDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2272,7 +2452,7 @@ func (x *WatchDeviceRequest) String() string {
 func (*WatchDeviceRequest) ProtoMessage() {}
 
 func (x *WatchDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2285,7 +2465,7 @@ func (x *WatchDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeviceRequest.ProtoReflect.Descriptor instead.
 func (*WatchDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WatchDeviceRequest) GetDevice() string {
@@ -2305,7 +2485,7 @@ type WatchDeviceResponse struct {
 
 func (x *WatchDeviceResponse) Reset() {
 	*x = WatchDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +2497,7 @@ func (x *WatchDeviceResponse) String() string {
 func (*WatchDeviceResponse) ProtoMessage() {}
 
 func (x *WatchDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +2510,7 @@ func (x *WatchDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeviceResponse.ProtoReflect.Descriptor instead.
 func (*WatchDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{27}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WatchDeviceResponse) GetDevice() *Device {
@@ -2356,7 +2536,7 @@ type WatchFleetRequest struct {
 
 func (x *WatchFleetRequest) Reset() {
 	*x = WatchFleetRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2368,7 +2548,7 @@ func (x *WatchFleetRequest) String() string {
 func (*WatchFleetRequest) ProtoMessage() {}
 
 func (x *WatchFleetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2381,7 +2561,7 @@ func (x *WatchFleetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFleetRequest.ProtoReflect.Descriptor instead.
 func (*WatchFleetRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchFleetRequest) GetSelector() string {
@@ -2401,7 +2581,7 @@ type WatchFleetResponse struct {
 
 func (x *WatchFleetResponse) Reset() {
 	*x = WatchFleetResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2413,7 +2593,7 @@ func (x *WatchFleetResponse) String() string {
 func (*WatchFleetResponse) ProtoMessage() {}
 
 func (x *WatchFleetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2426,7 +2606,7 @@ func (x *WatchFleetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFleetResponse.ProtoReflect.Descriptor instead.
 func (*WatchFleetResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchFleetResponse) GetStatus() *FleetStatus {
@@ -2453,7 +2633,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2465,7 +2645,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2478,7 +2658,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Count) GetKey() string {
@@ -2514,7 +2694,7 @@ type FleetStatus struct {
 
 func (x *FleetStatus) Reset() {
 	*x = FleetStatus{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2706,7 @@ func (x *FleetStatus) String() string {
 func (*FleetStatus) ProtoMessage() {}
 
 func (x *FleetStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2719,7 @@ func (x *FleetStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FleetStatus.ProtoReflect.Descriptor instead.
 func (*FleetStatus) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *FleetStatus) GetDevices() int32 {
@@ -2621,7 +2801,7 @@ type GetFleetStatusRequest struct {
 
 func (x *GetFleetStatusRequest) Reset() {
 	*x = GetFleetStatusRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2633,7 +2813,7 @@ func (x *GetFleetStatusRequest) String() string {
 func (*GetFleetStatusRequest) ProtoMessage() {}
 
 func (x *GetFleetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2646,7 +2826,7 @@ func (x *GetFleetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFleetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetFleetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetFleetStatusRequest) GetSelector() string {
@@ -2665,7 +2845,7 @@ type GetFleetStatusResponse struct {
 
 func (x *GetFleetStatusResponse) Reset() {
 	*x = GetFleetStatusResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2677,7 +2857,7 @@ func (x *GetFleetStatusResponse) String() string {
 func (*GetFleetStatusResponse) ProtoMessage() {}
 
 func (x *GetFleetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2690,7 +2870,7 @@ func (x *GetFleetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFleetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetFleetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetFleetStatusResponse) GetStatus() *FleetStatus {
@@ -2709,7 +2889,7 @@ type ExplainDeviceRequest struct {
 
 func (x *ExplainDeviceRequest) Reset() {
 	*x = ExplainDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2721,7 +2901,7 @@ func (x *ExplainDeviceRequest) String() string {
 func (*ExplainDeviceRequest) ProtoMessage() {}
 
 func (x *ExplainDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2734,7 +2914,7 @@ func (x *ExplainDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ExplainDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ExplainDeviceRequest) GetDevice() string {
@@ -2755,7 +2935,7 @@ type ExplainDeviceResponse struct {
 
 func (x *ExplainDeviceResponse) Reset() {
 	*x = ExplainDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2767,7 +2947,7 @@ func (x *ExplainDeviceResponse) String() string {
 func (*ExplainDeviceResponse) ProtoMessage() {}
 
 func (x *ExplainDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2780,7 +2960,7 @@ func (x *ExplainDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ExplainDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ExplainDeviceResponse) GetSummary() string {
@@ -2813,7 +2993,7 @@ type DeviceEvent struct {
 
 func (x *DeviceEvent) Reset() {
 	*x = DeviceEvent{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2825,7 +3005,7 @@ func (x *DeviceEvent) String() string {
 func (*DeviceEvent) ProtoMessage() {}
 
 func (x *DeviceEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2838,7 +3018,7 @@ func (x *DeviceEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceEvent.ProtoReflect.Descriptor instead.
 func (*DeviceEvent) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DeviceEvent) GetTime() *timestamppb.Timestamp {
@@ -2900,7 +3080,7 @@ type ListDeviceEventsRequest struct {
 
 func (x *ListDeviceEventsRequest) Reset() {
 	*x = ListDeviceEventsRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2912,7 +3092,7 @@ func (x *ListDeviceEventsRequest) String() string {
 func (*ListDeviceEventsRequest) ProtoMessage() {}
 
 func (x *ListDeviceEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2925,7 +3105,7 @@ func (x *ListDeviceEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeviceEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListDeviceEventsRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListDeviceEventsRequest) GetDevice() string {
@@ -2951,7 +3131,7 @@ type ListDeviceEventsResponse struct {
 
 func (x *ListDeviceEventsResponse) Reset() {
 	*x = ListDeviceEventsResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2963,7 +3143,7 @@ func (x *ListDeviceEventsResponse) String() string {
 func (*ListDeviceEventsResponse) ProtoMessage() {}
 
 func (x *ListDeviceEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2976,7 +3156,7 @@ func (x *ListDeviceEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeviceEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListDeviceEventsResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{38}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListDeviceEventsResponse) GetEvents() []*DeviceEvent {
@@ -2995,7 +3175,7 @@ type ApproveDeviceRequest struct {
 
 func (x *ApproveDeviceRequest) Reset() {
 	*x = ApproveDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3007,7 +3187,7 @@ func (x *ApproveDeviceRequest) String() string {
 func (*ApproveDeviceRequest) ProtoMessage() {}
 
 func (x *ApproveDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3020,7 +3200,7 @@ func (x *ApproveDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ApproveDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{39}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ApproveDeviceRequest) GetDevice() string {
@@ -3039,7 +3219,7 @@ type ApproveDeviceResponse struct {
 
 func (x *ApproveDeviceResponse) Reset() {
 	*x = ApproveDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3051,7 +3231,7 @@ func (x *ApproveDeviceResponse) String() string {
 func (*ApproveDeviceResponse) ProtoMessage() {}
 
 func (x *ApproveDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3064,7 +3244,7 @@ func (x *ApproveDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ApproveDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{40}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ApproveDeviceResponse) GetDevice() *Device {
@@ -3084,7 +3264,7 @@ type RevokeDeviceRequest struct {
 
 func (x *RevokeDeviceRequest) Reset() {
 	*x = RevokeDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3096,7 +3276,7 @@ func (x *RevokeDeviceRequest) String() string {
 func (*RevokeDeviceRequest) ProtoMessage() {}
 
 func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3109,7 +3289,7 @@ func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{41}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RevokeDeviceRequest) GetDevice() string {
@@ -3136,7 +3316,7 @@ type RevokeDeviceResponse struct {
 
 func (x *RevokeDeviceResponse) Reset() {
 	*x = RevokeDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3148,7 +3328,7 @@ func (x *RevokeDeviceResponse) String() string {
 func (*RevokeDeviceResponse) ProtoMessage() {}
 
 func (x *RevokeDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3161,7 +3341,7 @@ func (x *RevokeDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceResponse.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{42}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RevokeDeviceResponse) GetDevice() *Device {
@@ -3188,7 +3368,7 @@ type ReplaceDeviceRequest struct {
 
 func (x *ReplaceDeviceRequest) Reset() {
 	*x = ReplaceDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3200,7 +3380,7 @@ func (x *ReplaceDeviceRequest) String() string {
 func (*ReplaceDeviceRequest) ProtoMessage() {}
 
 func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3213,7 +3393,7 @@ func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{43}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ReplaceDeviceRequest) GetOldDevice() string {
@@ -3239,7 +3419,7 @@ type ReplaceDeviceResponse struct {
 
 func (x *ReplaceDeviceResponse) Reset() {
 	*x = ReplaceDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3251,7 +3431,7 @@ func (x *ReplaceDeviceResponse) String() string {
 func (*ReplaceDeviceResponse) ProtoMessage() {}
 
 func (x *ReplaceDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3264,7 +3444,7 @@ func (x *ReplaceDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{44}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ReplaceDeviceResponse) GetDevice() *Device {
@@ -3290,7 +3470,7 @@ type LabelDeviceRequest struct {
 
 func (x *LabelDeviceRequest) Reset() {
 	*x = LabelDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3302,7 +3482,7 @@ func (x *LabelDeviceRequest) String() string {
 func (*LabelDeviceRequest) ProtoMessage() {}
 
 func (x *LabelDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3315,7 +3495,7 @@ func (x *LabelDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelDeviceRequest.ProtoReflect.Descriptor instead.
 func (*LabelDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{45}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *LabelDeviceRequest) GetDevice() string {
@@ -3369,7 +3549,7 @@ type LabelDeviceResponse struct {
 
 func (x *LabelDeviceResponse) Reset() {
 	*x = LabelDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3381,7 +3561,7 @@ func (x *LabelDeviceResponse) String() string {
 func (*LabelDeviceResponse) ProtoMessage() {}
 
 func (x *LabelDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3394,7 +3574,7 @@ func (x *LabelDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelDeviceResponse.ProtoReflect.Descriptor instead.
 func (*LabelDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{46}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *LabelDeviceResponse) GetDevice() *Device {
@@ -3417,7 +3597,7 @@ type AssignReleaseRequest struct {
 
 func (x *AssignReleaseRequest) Reset() {
 	*x = AssignReleaseRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3429,7 +3609,7 @@ func (x *AssignReleaseRequest) String() string {
 func (*AssignReleaseRequest) ProtoMessage() {}
 
 func (x *AssignReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3442,7 +3622,7 @@ func (x *AssignReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignReleaseRequest.ProtoReflect.Descriptor instead.
 func (*AssignReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{47}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *AssignReleaseRequest) GetDevice() string {
@@ -3475,7 +3655,7 @@ type AssignReleaseResponse struct {
 
 func (x *AssignReleaseResponse) Reset() {
 	*x = AssignReleaseResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3487,7 +3667,7 @@ func (x *AssignReleaseResponse) String() string {
 func (*AssignReleaseResponse) ProtoMessage() {}
 
 func (x *AssignReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3500,7 +3680,7 @@ func (x *AssignReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignReleaseResponse.ProtoReflect.Descriptor instead.
 func (*AssignReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{48}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *AssignReleaseResponse) GetDevice() *Device {
@@ -3519,7 +3699,7 @@ type ConfirmGenerationRequest struct {
 
 func (x *ConfirmGenerationRequest) Reset() {
 	*x = ConfirmGenerationRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[49]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3531,7 +3711,7 @@ func (x *ConfirmGenerationRequest) String() string {
 func (*ConfirmGenerationRequest) ProtoMessage() {}
 
 func (x *ConfirmGenerationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[49]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3544,7 +3724,7 @@ func (x *ConfirmGenerationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmGenerationRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmGenerationRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{49}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ConfirmGenerationRequest) GetDevice() string {
@@ -3563,7 +3743,7 @@ type ConfirmGenerationResponse struct {
 
 func (x *ConfirmGenerationResponse) Reset() {
 	*x = ConfirmGenerationResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[50]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3575,7 +3755,7 @@ func (x *ConfirmGenerationResponse) String() string {
 func (*ConfirmGenerationResponse) ProtoMessage() {}
 
 func (x *ConfirmGenerationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[50]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3588,7 +3768,7 @@ func (x *ConfirmGenerationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmGenerationResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmGenerationResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{50}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ConfirmGenerationResponse) GetDevice() *Device {
@@ -3617,7 +3797,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[51]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3629,7 +3809,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[51]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3642,7 +3822,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{51}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Token) GetId() string {
@@ -3737,7 +3917,7 @@ type CreateTokensRequest struct {
 
 func (x *CreateTokensRequest) Reset() {
 	*x = CreateTokensRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[52]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3749,7 +3929,7 @@ func (x *CreateTokensRequest) String() string {
 func (*CreateTokensRequest) ProtoMessage() {}
 
 func (x *CreateTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[52]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3762,7 +3942,7 @@ func (x *CreateTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokensRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokensRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{52}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CreateTokensRequest) GetCount() int32 {
@@ -3825,7 +4005,7 @@ type CreatedToken struct {
 
 func (x *CreatedToken) Reset() {
 	*x = CreatedToken{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[53]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3837,7 +4017,7 @@ func (x *CreatedToken) String() string {
 func (*CreatedToken) ProtoMessage() {}
 
 func (x *CreatedToken) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[53]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3850,7 +4030,7 @@ func (x *CreatedToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatedToken.ProtoReflect.Descriptor instead.
 func (*CreatedToken) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{53}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *CreatedToken) GetToken() *Token {
@@ -3876,7 +4056,7 @@ type CreateTokensResponse struct {
 
 func (x *CreateTokensResponse) Reset() {
 	*x = CreateTokensResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[54]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3888,7 +4068,7 @@ func (x *CreateTokensResponse) String() string {
 func (*CreateTokensResponse) ProtoMessage() {}
 
 func (x *CreateTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[54]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3901,7 +4081,7 @@ func (x *CreateTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokensResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokensResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{54}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *CreateTokensResponse) GetTokens() []*CreatedToken {
@@ -3919,7 +4099,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[55]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3931,7 +4111,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[55]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3944,7 +4124,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{55}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{56}
 }
 
 type ListTokensResponse struct {
@@ -3956,7 +4136,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[56]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3968,7 +4148,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[56]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3981,7 +4161,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{56}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -4000,7 +4180,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[57]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4012,7 +4192,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[57]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4025,7 +4205,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{57}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -4044,7 +4224,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[58]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4056,7 +4236,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[58]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4069,7 +4249,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{58}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *RevokeTokenResponse) GetToken() *Token {
@@ -4094,7 +4274,7 @@ type Parameter struct {
 
 func (x *Parameter) Reset() {
 	*x = Parameter{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[59]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4106,7 +4286,7 @@ func (x *Parameter) String() string {
 func (*Parameter) ProtoMessage() {}
 
 func (x *Parameter) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[59]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4119,7 +4299,7 @@ func (x *Parameter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parameter.ProtoReflect.Descriptor instead.
 func (*Parameter) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{59}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Parameter) GetScope() ParameterScope {
@@ -4168,7 +4348,7 @@ type SetParametersRequest struct {
 
 func (x *SetParametersRequest) Reset() {
 	*x = SetParametersRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[60]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4180,7 +4360,7 @@ func (x *SetParametersRequest) String() string {
 func (*SetParametersRequest) ProtoMessage() {}
 
 func (x *SetParametersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[60]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4193,7 +4373,7 @@ func (x *SetParametersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetParametersRequest.ProtoReflect.Descriptor instead.
 func (*SetParametersRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{60}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SetParametersRequest) GetSet() []*Parameter {
@@ -4220,7 +4400,7 @@ type SetParametersResponse struct {
 
 func (x *SetParametersResponse) Reset() {
 	*x = SetParametersResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[61]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4232,7 +4412,7 @@ func (x *SetParametersResponse) String() string {
 func (*SetParametersResponse) ProtoMessage() {}
 
 func (x *SetParametersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[61]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4245,7 +4425,7 @@ func (x *SetParametersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetParametersResponse.ProtoReflect.Descriptor instead.
 func (*SetParametersResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{61}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *SetParametersResponse) GetDevices() int32 {
@@ -4265,7 +4445,7 @@ type ListParametersRequest struct {
 
 func (x *ListParametersRequest) Reset() {
 	*x = ListParametersRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[62]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4277,7 +4457,7 @@ func (x *ListParametersRequest) String() string {
 func (*ListParametersRequest) ProtoMessage() {}
 
 func (x *ListParametersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[62]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4290,7 +4470,7 @@ func (x *ListParametersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListParametersRequest.ProtoReflect.Descriptor instead.
 func (*ListParametersRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{62}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListParametersRequest) GetDevice() string {
@@ -4309,7 +4489,7 @@ type ListParametersResponse struct {
 
 func (x *ListParametersResponse) Reset() {
 	*x = ListParametersResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[63]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4321,7 +4501,7 @@ func (x *ListParametersResponse) String() string {
 func (*ListParametersResponse) ProtoMessage() {}
 
 func (x *ListParametersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[63]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4334,7 +4514,7 @@ func (x *ListParametersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListParametersResponse.ProtoReflect.Descriptor instead.
 func (*ListParametersResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{63}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListParametersResponse) GetParameters() []*Parameter {
@@ -4363,7 +4543,7 @@ const file_skein_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
 	"\arelease\x18\x03 \x01(\tR\arelease\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12.\n" +
-	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xc6\r\n" +
+	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xfe\r\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -4407,10 +4587,29 @@ const file_skein_fleet_v1_fleet_proto_rawDesc = "" +
 	"\asources\x18e \x03(\v2\x1b.skein.fleet.v1.SourceBytesR\asources\x12\x16\n" +
 	"\x06serves\x18P \x03(\tR\x06serves\x129\n" +
 	"\btransfer\x18x \x01(\v2\x1d.skein.fleet.v1.TransferStateR\btransfer\x121\n" +
-	"\x05power\x18\x8c\x01 \x01(\v2\x1a.skein.fleet.v1.PowerStateR\x05power\x1a9\n" +
+	"\x05power\x18\x8c\x01 \x01(\v2\x1a.skein.fleet.v1.PowerStateR\x05power\x126\n" +
+	"\aservers\x18\xdc\x01 \x03(\v2\x1b.skein.fleet.v1.ModelServerR\aservers\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc1\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x85\x04\n" +
+	"\vModelServer\x12\x1a\n" +
+	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06server\x18\x03 \x01(\tR\x06server\x12\x14\n" +
+	"\x05image\x18\x04 \x01(\tR\x05image\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x124\n" +
+	"\astarted\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x1a\n" +
+	"\brestarts\x18\b \x01(\x04R\brestarts\x12\x1b\n" +
+	"\tlast_exit\x18\t \x01(\tR\blastExit\x12!\n" +
+	"\fmemory_bytes\x18\n" +
+	" \x01(\x03R\vmemoryBytes\x12\x1a\n" +
+	"\brequests\x18\v \x01(\x04R\brequests\x12\x16\n" +
+	"\x06failed\x18\f \x01(\x04R\x06failed\x12-\n" +
+	"\x12queue_microseconds\x18\r \x01(\x04R\x11queueMicroseconds\x121\n" +
+	"\x14compute_microseconds\x18\x0e \x01(\x04R\x13computeMicroseconds\x12\x18\n" +
+	"\apending\x18\x0f \x01(\x04R\apending\x12(\n" +
+	"\x10gpu_memory_bytes\x18\x10 \x01(\x03R\x0egpuMemoryBytes\"\xc1\x02\n" +
 	"\n" +
 	"PowerState\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x14\n" +
@@ -4734,7 +4933,7 @@ func file_skein_fleet_v1_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_skein_fleet_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_skein_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
+var file_skein_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 69)
 var file_skein_fleet_v1_fleet_proto_goTypes = []any{
 	(DeviceState)(0),                  // 0: skein.fleet.v1.DeviceState
 	(ParameterScope)(0),               // 1: skein.fleet.v1.ParameterScope
@@ -4742,189 +4941,192 @@ var file_skein_fleet_v1_fleet_proto_goTypes = []any{
 	(*Condition)(nil),                 // 3: skein.fleet.v1.Condition
 	(*StepEntry)(nil),                 // 4: skein.fleet.v1.StepEntry
 	(*Device)(nil),                    // 5: skein.fleet.v1.Device
-	(*PowerState)(nil),                // 6: skein.fleet.v1.PowerState
-	(*Throttle)(nil),                  // 7: skein.fleet.v1.Throttle
-	(*OverCurrent)(nil),               // 8: skein.fleet.v1.OverCurrent
-	(*Hold)(nil),                      // 9: skein.fleet.v1.Hold
-	(*Crash)(nil),                     // 10: skein.fleet.v1.Crash
-	(*ListDeviceCrashesRequest)(nil),  // 11: skein.fleet.v1.ListDeviceCrashesRequest
-	(*ListDeviceCrashesResponse)(nil), // 12: skein.fleet.v1.ListDeviceCrashesResponse
-	(*GetDeviceCrashRequest)(nil),     // 13: skein.fleet.v1.GetDeviceCrashRequest
-	(*GetDeviceCrashResponse)(nil),    // 14: skein.fleet.v1.GetDeviceCrashResponse
-	(*BootChain)(nil),                 // 15: skein.fleet.v1.BootChain
-	(*BootSlot)(nil),                  // 16: skein.fleet.v1.BootSlot
-	(*BootFirmware)(nil),              // 17: skein.fleet.v1.BootFirmware
-	(*BootTrap)(nil),                  // 18: skein.fleet.v1.BootTrap
-	(*AgentSlots)(nil),                // 19: skein.fleet.v1.AgentSlots
-	(*SourceBytes)(nil),               // 20: skein.fleet.v1.SourceBytes
-	(*TransferState)(nil),             // 21: skein.fleet.v1.TransferState
-	(*AllowanceUse)(nil),              // 22: skein.fleet.v1.AllowanceUse
-	(*Reading)(nil),                   // 23: skein.fleet.v1.Reading
-	(*ListDevicesRequest)(nil),        // 24: skein.fleet.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),       // 25: skein.fleet.v1.ListDevicesResponse
-	(*GetDeviceRequest)(nil),          // 26: skein.fleet.v1.GetDeviceRequest
-	(*GetDeviceResponse)(nil),         // 27: skein.fleet.v1.GetDeviceResponse
-	(*WatchDeviceRequest)(nil),        // 28: skein.fleet.v1.WatchDeviceRequest
-	(*WatchDeviceResponse)(nil),       // 29: skein.fleet.v1.WatchDeviceResponse
-	(*WatchFleetRequest)(nil),         // 30: skein.fleet.v1.WatchFleetRequest
-	(*WatchFleetResponse)(nil),        // 31: skein.fleet.v1.WatchFleetResponse
-	(*Count)(nil),                     // 32: skein.fleet.v1.Count
-	(*FleetStatus)(nil),               // 33: skein.fleet.v1.FleetStatus
-	(*GetFleetStatusRequest)(nil),     // 34: skein.fleet.v1.GetFleetStatusRequest
-	(*GetFleetStatusResponse)(nil),    // 35: skein.fleet.v1.GetFleetStatusResponse
-	(*ExplainDeviceRequest)(nil),      // 36: skein.fleet.v1.ExplainDeviceRequest
-	(*ExplainDeviceResponse)(nil),     // 37: skein.fleet.v1.ExplainDeviceResponse
-	(*DeviceEvent)(nil),               // 38: skein.fleet.v1.DeviceEvent
-	(*ListDeviceEventsRequest)(nil),   // 39: skein.fleet.v1.ListDeviceEventsRequest
-	(*ListDeviceEventsResponse)(nil),  // 40: skein.fleet.v1.ListDeviceEventsResponse
-	(*ApproveDeviceRequest)(nil),      // 41: skein.fleet.v1.ApproveDeviceRequest
-	(*ApproveDeviceResponse)(nil),     // 42: skein.fleet.v1.ApproveDeviceResponse
-	(*RevokeDeviceRequest)(nil),       // 43: skein.fleet.v1.RevokeDeviceRequest
-	(*RevokeDeviceResponse)(nil),      // 44: skein.fleet.v1.RevokeDeviceResponse
-	(*ReplaceDeviceRequest)(nil),      // 45: skein.fleet.v1.ReplaceDeviceRequest
-	(*ReplaceDeviceResponse)(nil),     // 46: skein.fleet.v1.ReplaceDeviceResponse
-	(*LabelDeviceRequest)(nil),        // 47: skein.fleet.v1.LabelDeviceRequest
-	(*LabelDeviceResponse)(nil),       // 48: skein.fleet.v1.LabelDeviceResponse
-	(*AssignReleaseRequest)(nil),      // 49: skein.fleet.v1.AssignReleaseRequest
-	(*AssignReleaseResponse)(nil),     // 50: skein.fleet.v1.AssignReleaseResponse
-	(*ConfirmGenerationRequest)(nil),  // 51: skein.fleet.v1.ConfirmGenerationRequest
-	(*ConfirmGenerationResponse)(nil), // 52: skein.fleet.v1.ConfirmGenerationResponse
-	(*Token)(nil),                     // 53: skein.fleet.v1.Token
-	(*CreateTokensRequest)(nil),       // 54: skein.fleet.v1.CreateTokensRequest
-	(*CreatedToken)(nil),              // 55: skein.fleet.v1.CreatedToken
-	(*CreateTokensResponse)(nil),      // 56: skein.fleet.v1.CreateTokensResponse
-	(*ListTokensRequest)(nil),         // 57: skein.fleet.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),        // 58: skein.fleet.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),        // 59: skein.fleet.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),       // 60: skein.fleet.v1.RevokeTokenResponse
-	(*Parameter)(nil),                 // 61: skein.fleet.v1.Parameter
-	(*SetParametersRequest)(nil),      // 62: skein.fleet.v1.SetParametersRequest
-	(*SetParametersResponse)(nil),     // 63: skein.fleet.v1.SetParametersResponse
-	(*ListParametersRequest)(nil),     // 64: skein.fleet.v1.ListParametersRequest
-	(*ListParametersResponse)(nil),    // 65: skein.fleet.v1.ListParametersResponse
-	nil,                               // 66: skein.fleet.v1.Device.LabelsEntry
-	nil,                               // 67: skein.fleet.v1.LabelDeviceRequest.SetEntry
-	nil,                               // 68: skein.fleet.v1.Token.LabelsEntry
-	nil,                               // 69: skein.fleet.v1.CreateTokensRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 70: google.protobuf.Timestamp
+	(*ModelServer)(nil),               // 6: skein.fleet.v1.ModelServer
+	(*PowerState)(nil),                // 7: skein.fleet.v1.PowerState
+	(*Throttle)(nil),                  // 8: skein.fleet.v1.Throttle
+	(*OverCurrent)(nil),               // 9: skein.fleet.v1.OverCurrent
+	(*Hold)(nil),                      // 10: skein.fleet.v1.Hold
+	(*Crash)(nil),                     // 11: skein.fleet.v1.Crash
+	(*ListDeviceCrashesRequest)(nil),  // 12: skein.fleet.v1.ListDeviceCrashesRequest
+	(*ListDeviceCrashesResponse)(nil), // 13: skein.fleet.v1.ListDeviceCrashesResponse
+	(*GetDeviceCrashRequest)(nil),     // 14: skein.fleet.v1.GetDeviceCrashRequest
+	(*GetDeviceCrashResponse)(nil),    // 15: skein.fleet.v1.GetDeviceCrashResponse
+	(*BootChain)(nil),                 // 16: skein.fleet.v1.BootChain
+	(*BootSlot)(nil),                  // 17: skein.fleet.v1.BootSlot
+	(*BootFirmware)(nil),              // 18: skein.fleet.v1.BootFirmware
+	(*BootTrap)(nil),                  // 19: skein.fleet.v1.BootTrap
+	(*AgentSlots)(nil),                // 20: skein.fleet.v1.AgentSlots
+	(*SourceBytes)(nil),               // 21: skein.fleet.v1.SourceBytes
+	(*TransferState)(nil),             // 22: skein.fleet.v1.TransferState
+	(*AllowanceUse)(nil),              // 23: skein.fleet.v1.AllowanceUse
+	(*Reading)(nil),                   // 24: skein.fleet.v1.Reading
+	(*ListDevicesRequest)(nil),        // 25: skein.fleet.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),       // 26: skein.fleet.v1.ListDevicesResponse
+	(*GetDeviceRequest)(nil),          // 27: skein.fleet.v1.GetDeviceRequest
+	(*GetDeviceResponse)(nil),         // 28: skein.fleet.v1.GetDeviceResponse
+	(*WatchDeviceRequest)(nil),        // 29: skein.fleet.v1.WatchDeviceRequest
+	(*WatchDeviceResponse)(nil),       // 30: skein.fleet.v1.WatchDeviceResponse
+	(*WatchFleetRequest)(nil),         // 31: skein.fleet.v1.WatchFleetRequest
+	(*WatchFleetResponse)(nil),        // 32: skein.fleet.v1.WatchFleetResponse
+	(*Count)(nil),                     // 33: skein.fleet.v1.Count
+	(*FleetStatus)(nil),               // 34: skein.fleet.v1.FleetStatus
+	(*GetFleetStatusRequest)(nil),     // 35: skein.fleet.v1.GetFleetStatusRequest
+	(*GetFleetStatusResponse)(nil),    // 36: skein.fleet.v1.GetFleetStatusResponse
+	(*ExplainDeviceRequest)(nil),      // 37: skein.fleet.v1.ExplainDeviceRequest
+	(*ExplainDeviceResponse)(nil),     // 38: skein.fleet.v1.ExplainDeviceResponse
+	(*DeviceEvent)(nil),               // 39: skein.fleet.v1.DeviceEvent
+	(*ListDeviceEventsRequest)(nil),   // 40: skein.fleet.v1.ListDeviceEventsRequest
+	(*ListDeviceEventsResponse)(nil),  // 41: skein.fleet.v1.ListDeviceEventsResponse
+	(*ApproveDeviceRequest)(nil),      // 42: skein.fleet.v1.ApproveDeviceRequest
+	(*ApproveDeviceResponse)(nil),     // 43: skein.fleet.v1.ApproveDeviceResponse
+	(*RevokeDeviceRequest)(nil),       // 44: skein.fleet.v1.RevokeDeviceRequest
+	(*RevokeDeviceResponse)(nil),      // 45: skein.fleet.v1.RevokeDeviceResponse
+	(*ReplaceDeviceRequest)(nil),      // 46: skein.fleet.v1.ReplaceDeviceRequest
+	(*ReplaceDeviceResponse)(nil),     // 47: skein.fleet.v1.ReplaceDeviceResponse
+	(*LabelDeviceRequest)(nil),        // 48: skein.fleet.v1.LabelDeviceRequest
+	(*LabelDeviceResponse)(nil),       // 49: skein.fleet.v1.LabelDeviceResponse
+	(*AssignReleaseRequest)(nil),      // 50: skein.fleet.v1.AssignReleaseRequest
+	(*AssignReleaseResponse)(nil),     // 51: skein.fleet.v1.AssignReleaseResponse
+	(*ConfirmGenerationRequest)(nil),  // 52: skein.fleet.v1.ConfirmGenerationRequest
+	(*ConfirmGenerationResponse)(nil), // 53: skein.fleet.v1.ConfirmGenerationResponse
+	(*Token)(nil),                     // 54: skein.fleet.v1.Token
+	(*CreateTokensRequest)(nil),       // 55: skein.fleet.v1.CreateTokensRequest
+	(*CreatedToken)(nil),              // 56: skein.fleet.v1.CreatedToken
+	(*CreateTokensResponse)(nil),      // 57: skein.fleet.v1.CreateTokensResponse
+	(*ListTokensRequest)(nil),         // 58: skein.fleet.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),        // 59: skein.fleet.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),        // 60: skein.fleet.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),       // 61: skein.fleet.v1.RevokeTokenResponse
+	(*Parameter)(nil),                 // 62: skein.fleet.v1.Parameter
+	(*SetParametersRequest)(nil),      // 63: skein.fleet.v1.SetParametersRequest
+	(*SetParametersResponse)(nil),     // 64: skein.fleet.v1.SetParametersResponse
+	(*ListParametersRequest)(nil),     // 65: skein.fleet.v1.ListParametersRequest
+	(*ListParametersResponse)(nil),    // 66: skein.fleet.v1.ListParametersResponse
+	nil,                               // 67: skein.fleet.v1.Device.LabelsEntry
+	nil,                               // 68: skein.fleet.v1.LabelDeviceRequest.SetEntry
+	nil,                               // 69: skein.fleet.v1.Token.LabelsEntry
+	nil,                               // 70: skein.fleet.v1.CreateTokensRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 71: google.protobuf.Timestamp
 }
 var file_skein_fleet_v1_fleet_proto_depIdxs = []int32{
-	70, // 0: skein.fleet.v1.Condition.since:type_name -> google.protobuf.Timestamp
-	70, // 1: skein.fleet.v1.StepEntry.time:type_name -> google.protobuf.Timestamp
-	66, // 2: skein.fleet.v1.Device.labels:type_name -> skein.fleet.v1.Device.LabelsEntry
+	71, // 0: skein.fleet.v1.Condition.since:type_name -> google.protobuf.Timestamp
+	71, // 1: skein.fleet.v1.StepEntry.time:type_name -> google.protobuf.Timestamp
+	67, // 2: skein.fleet.v1.Device.labels:type_name -> skein.fleet.v1.Device.LabelsEntry
 	0,  // 3: skein.fleet.v1.Device.state:type_name -> skein.fleet.v1.DeviceState
-	70, // 4: skein.fleet.v1.Device.last_seen:type_name -> google.protobuf.Timestamp
-	70, // 5: skein.fleet.v1.Device.enrolled:type_name -> google.protobuf.Timestamp
-	70, // 6: skein.fleet.v1.Device.certificate_not_after:type_name -> google.protobuf.Timestamp
+	71, // 4: skein.fleet.v1.Device.last_seen:type_name -> google.protobuf.Timestamp
+	71, // 5: skein.fleet.v1.Device.enrolled:type_name -> google.protobuf.Timestamp
+	71, // 6: skein.fleet.v1.Device.certificate_not_after:type_name -> google.protobuf.Timestamp
 	2,  // 7: skein.fleet.v1.Device.desired_generation:type_name -> skein.fleet.v1.Generation
 	2,  // 8: skein.fleet.v1.Device.held_generation:type_name -> skein.fleet.v1.Generation
 	3,  // 9: skein.fleet.v1.Device.conditions:type_name -> skein.fleet.v1.Condition
 	4,  // 10: skein.fleet.v1.Device.journal:type_name -> skein.fleet.v1.StepEntry
-	15, // 11: skein.fleet.v1.Device.boot_chain:type_name -> skein.fleet.v1.BootChain
-	19, // 12: skein.fleet.v1.Device.agent_slots:type_name -> skein.fleet.v1.AgentSlots
-	20, // 13: skein.fleet.v1.Device.sources:type_name -> skein.fleet.v1.SourceBytes
-	21, // 14: skein.fleet.v1.Device.transfer:type_name -> skein.fleet.v1.TransferState
-	6,  // 15: skein.fleet.v1.Device.power:type_name -> skein.fleet.v1.PowerState
-	7,  // 16: skein.fleet.v1.PowerState.throttle:type_name -> skein.fleet.v1.Throttle
-	8,  // 17: skein.fleet.v1.PowerState.over_current:type_name -> skein.fleet.v1.OverCurrent
-	70, // 18: skein.fleet.v1.Hold.since:type_name -> google.protobuf.Timestamp
-	70, // 19: skein.fleet.v1.Hold.until:type_name -> google.protobuf.Timestamp
-	70, // 20: skein.fleet.v1.Crash.time:type_name -> google.protobuf.Timestamp
-	70, // 21: skein.fleet.v1.Crash.found:type_name -> google.protobuf.Timestamp
-	70, // 22: skein.fleet.v1.Crash.received:type_name -> google.protobuf.Timestamp
-	4,  // 23: skein.fleet.v1.Crash.journal:type_name -> skein.fleet.v1.StepEntry
-	10, // 24: skein.fleet.v1.ListDeviceCrashesResponse.crashes:type_name -> skein.fleet.v1.Crash
-	10, // 25: skein.fleet.v1.GetDeviceCrashResponse.crash:type_name -> skein.fleet.v1.Crash
-	16, // 26: skein.fleet.v1.BootChain.firmware:type_name -> skein.fleet.v1.BootSlot
-	16, // 27: skein.fleet.v1.BootChain.rootfs:type_name -> skein.fleet.v1.BootSlot
-	17, // 28: skein.fleet.v1.BootChain.esrt:type_name -> skein.fleet.v1.BootFirmware
-	18, // 29: skein.fleet.v1.BootChain.traps:type_name -> skein.fleet.v1.BootTrap
-	22, // 30: skein.fleet.v1.TransferState.used:type_name -> skein.fleet.v1.AllowanceUse
-	70, // 31: skein.fleet.v1.TransferState.until:type_name -> google.protobuf.Timestamp
-	9,  // 32: skein.fleet.v1.TransferState.holds:type_name -> skein.fleet.v1.Hold
-	70, // 33: skein.fleet.v1.Reading.time:type_name -> google.protobuf.Timestamp
-	5,  // 34: skein.fleet.v1.ListDevicesResponse.devices:type_name -> skein.fleet.v1.Device
-	5,  // 35: skein.fleet.v1.GetDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	23, // 36: skein.fleet.v1.GetDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
-	5,  // 37: skein.fleet.v1.WatchDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	23, // 38: skein.fleet.v1.WatchDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
-	33, // 39: skein.fleet.v1.WatchFleetResponse.status:type_name -> skein.fleet.v1.FleetStatus
-	5,  // 40: skein.fleet.v1.WatchFleetResponse.changed:type_name -> skein.fleet.v1.Device
-	32, // 41: skein.fleet.v1.FleetStatus.by_state:type_name -> skein.fleet.v1.Count
-	32, // 42: skein.fleet.v1.FleetStatus.by_target:type_name -> skein.fleet.v1.Count
-	32, // 43: skein.fleet.v1.FleetStatus.by_site:type_name -> skein.fleet.v1.Count
-	32, // 44: skein.fleet.v1.FleetStatus.by_release:type_name -> skein.fleet.v1.Count
-	32, // 45: skein.fleet.v1.FleetStatus.by_hardware:type_name -> skein.fleet.v1.Count
-	32, // 46: skein.fleet.v1.FleetStatus.by_condition:type_name -> skein.fleet.v1.Count
-	70, // 47: skein.fleet.v1.FleetStatus.time:type_name -> google.protobuf.Timestamp
-	33, // 48: skein.fleet.v1.GetFleetStatusResponse.status:type_name -> skein.fleet.v1.FleetStatus
-	70, // 49: skein.fleet.v1.DeviceEvent.time:type_name -> google.protobuf.Timestamp
-	70, // 50: skein.fleet.v1.DeviceEvent.received:type_name -> google.protobuf.Timestamp
-	38, // 51: skein.fleet.v1.ListDeviceEventsResponse.events:type_name -> skein.fleet.v1.DeviceEvent
-	5,  // 52: skein.fleet.v1.ApproveDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 53: skein.fleet.v1.RevokeDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 54: skein.fleet.v1.ReplaceDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	67, // 55: skein.fleet.v1.LabelDeviceRequest.set:type_name -> skein.fleet.v1.LabelDeviceRequest.SetEntry
-	5,  // 56: skein.fleet.v1.LabelDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 57: skein.fleet.v1.AssignReleaseResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 58: skein.fleet.v1.ConfirmGenerationResponse.device:type_name -> skein.fleet.v1.Device
-	70, // 59: skein.fleet.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	68, // 60: skein.fleet.v1.Token.labels:type_name -> skein.fleet.v1.Token.LabelsEntry
-	70, // 61: skein.fleet.v1.Token.created:type_name -> google.protobuf.Timestamp
-	69, // 62: skein.fleet.v1.CreateTokensRequest.labels:type_name -> skein.fleet.v1.CreateTokensRequest.LabelsEntry
-	53, // 63: skein.fleet.v1.CreatedToken.token:type_name -> skein.fleet.v1.Token
-	55, // 64: skein.fleet.v1.CreateTokensResponse.tokens:type_name -> skein.fleet.v1.CreatedToken
-	53, // 65: skein.fleet.v1.ListTokensResponse.tokens:type_name -> skein.fleet.v1.Token
-	53, // 66: skein.fleet.v1.RevokeTokenResponse.token:type_name -> skein.fleet.v1.Token
-	1,  // 67: skein.fleet.v1.Parameter.scope:type_name -> skein.fleet.v1.ParameterScope
-	61, // 68: skein.fleet.v1.SetParametersRequest.set:type_name -> skein.fleet.v1.Parameter
-	61, // 69: skein.fleet.v1.SetParametersRequest.remove:type_name -> skein.fleet.v1.Parameter
-	61, // 70: skein.fleet.v1.ListParametersResponse.parameters:type_name -> skein.fleet.v1.Parameter
-	24, // 71: skein.fleet.v1.FleetService.ListDevices:input_type -> skein.fleet.v1.ListDevicesRequest
-	26, // 72: skein.fleet.v1.FleetService.GetDevice:input_type -> skein.fleet.v1.GetDeviceRequest
-	28, // 73: skein.fleet.v1.FleetService.WatchDevice:input_type -> skein.fleet.v1.WatchDeviceRequest
-	30, // 74: skein.fleet.v1.FleetService.WatchFleet:input_type -> skein.fleet.v1.WatchFleetRequest
-	34, // 75: skein.fleet.v1.FleetService.GetFleetStatus:input_type -> skein.fleet.v1.GetFleetStatusRequest
-	36, // 76: skein.fleet.v1.FleetService.ExplainDevice:input_type -> skein.fleet.v1.ExplainDeviceRequest
-	39, // 77: skein.fleet.v1.FleetService.ListDeviceEvents:input_type -> skein.fleet.v1.ListDeviceEventsRequest
-	11, // 78: skein.fleet.v1.FleetService.ListDeviceCrashes:input_type -> skein.fleet.v1.ListDeviceCrashesRequest
-	13, // 79: skein.fleet.v1.FleetService.GetDeviceCrash:input_type -> skein.fleet.v1.GetDeviceCrashRequest
-	41, // 80: skein.fleet.v1.FleetService.ApproveDevice:input_type -> skein.fleet.v1.ApproveDeviceRequest
-	43, // 81: skein.fleet.v1.FleetService.RevokeDevice:input_type -> skein.fleet.v1.RevokeDeviceRequest
-	45, // 82: skein.fleet.v1.FleetService.ReplaceDevice:input_type -> skein.fleet.v1.ReplaceDeviceRequest
-	47, // 83: skein.fleet.v1.FleetService.LabelDevice:input_type -> skein.fleet.v1.LabelDeviceRequest
-	49, // 84: skein.fleet.v1.FleetService.AssignRelease:input_type -> skein.fleet.v1.AssignReleaseRequest
-	51, // 85: skein.fleet.v1.FleetService.ConfirmGeneration:input_type -> skein.fleet.v1.ConfirmGenerationRequest
-	54, // 86: skein.fleet.v1.FleetService.CreateTokens:input_type -> skein.fleet.v1.CreateTokensRequest
-	57, // 87: skein.fleet.v1.FleetService.ListTokens:input_type -> skein.fleet.v1.ListTokensRequest
-	59, // 88: skein.fleet.v1.FleetService.RevokeToken:input_type -> skein.fleet.v1.RevokeTokenRequest
-	62, // 89: skein.fleet.v1.FleetService.SetParameters:input_type -> skein.fleet.v1.SetParametersRequest
-	64, // 90: skein.fleet.v1.FleetService.ListParameters:input_type -> skein.fleet.v1.ListParametersRequest
-	25, // 91: skein.fleet.v1.FleetService.ListDevices:output_type -> skein.fleet.v1.ListDevicesResponse
-	27, // 92: skein.fleet.v1.FleetService.GetDevice:output_type -> skein.fleet.v1.GetDeviceResponse
-	29, // 93: skein.fleet.v1.FleetService.WatchDevice:output_type -> skein.fleet.v1.WatchDeviceResponse
-	31, // 94: skein.fleet.v1.FleetService.WatchFleet:output_type -> skein.fleet.v1.WatchFleetResponse
-	35, // 95: skein.fleet.v1.FleetService.GetFleetStatus:output_type -> skein.fleet.v1.GetFleetStatusResponse
-	37, // 96: skein.fleet.v1.FleetService.ExplainDevice:output_type -> skein.fleet.v1.ExplainDeviceResponse
-	40, // 97: skein.fleet.v1.FleetService.ListDeviceEvents:output_type -> skein.fleet.v1.ListDeviceEventsResponse
-	12, // 98: skein.fleet.v1.FleetService.ListDeviceCrashes:output_type -> skein.fleet.v1.ListDeviceCrashesResponse
-	14, // 99: skein.fleet.v1.FleetService.GetDeviceCrash:output_type -> skein.fleet.v1.GetDeviceCrashResponse
-	42, // 100: skein.fleet.v1.FleetService.ApproveDevice:output_type -> skein.fleet.v1.ApproveDeviceResponse
-	44, // 101: skein.fleet.v1.FleetService.RevokeDevice:output_type -> skein.fleet.v1.RevokeDeviceResponse
-	46, // 102: skein.fleet.v1.FleetService.ReplaceDevice:output_type -> skein.fleet.v1.ReplaceDeviceResponse
-	48, // 103: skein.fleet.v1.FleetService.LabelDevice:output_type -> skein.fleet.v1.LabelDeviceResponse
-	50, // 104: skein.fleet.v1.FleetService.AssignRelease:output_type -> skein.fleet.v1.AssignReleaseResponse
-	52, // 105: skein.fleet.v1.FleetService.ConfirmGeneration:output_type -> skein.fleet.v1.ConfirmGenerationResponse
-	56, // 106: skein.fleet.v1.FleetService.CreateTokens:output_type -> skein.fleet.v1.CreateTokensResponse
-	58, // 107: skein.fleet.v1.FleetService.ListTokens:output_type -> skein.fleet.v1.ListTokensResponse
-	60, // 108: skein.fleet.v1.FleetService.RevokeToken:output_type -> skein.fleet.v1.RevokeTokenResponse
-	63, // 109: skein.fleet.v1.FleetService.SetParameters:output_type -> skein.fleet.v1.SetParametersResponse
-	65, // 110: skein.fleet.v1.FleetService.ListParameters:output_type -> skein.fleet.v1.ListParametersResponse
-	91, // [91:111] is the sub-list for method output_type
-	71, // [71:91] is the sub-list for method input_type
-	71, // [71:71] is the sub-list for extension type_name
-	71, // [71:71] is the sub-list for extension extendee
-	0,  // [0:71] is the sub-list for field type_name
+	16, // 11: skein.fleet.v1.Device.boot_chain:type_name -> skein.fleet.v1.BootChain
+	20, // 12: skein.fleet.v1.Device.agent_slots:type_name -> skein.fleet.v1.AgentSlots
+	21, // 13: skein.fleet.v1.Device.sources:type_name -> skein.fleet.v1.SourceBytes
+	22, // 14: skein.fleet.v1.Device.transfer:type_name -> skein.fleet.v1.TransferState
+	7,  // 15: skein.fleet.v1.Device.power:type_name -> skein.fleet.v1.PowerState
+	6,  // 16: skein.fleet.v1.Device.servers:type_name -> skein.fleet.v1.ModelServer
+	71, // 17: skein.fleet.v1.ModelServer.started:type_name -> google.protobuf.Timestamp
+	8,  // 18: skein.fleet.v1.PowerState.throttle:type_name -> skein.fleet.v1.Throttle
+	9,  // 19: skein.fleet.v1.PowerState.over_current:type_name -> skein.fleet.v1.OverCurrent
+	71, // 20: skein.fleet.v1.Hold.since:type_name -> google.protobuf.Timestamp
+	71, // 21: skein.fleet.v1.Hold.until:type_name -> google.protobuf.Timestamp
+	71, // 22: skein.fleet.v1.Crash.time:type_name -> google.protobuf.Timestamp
+	71, // 23: skein.fleet.v1.Crash.found:type_name -> google.protobuf.Timestamp
+	71, // 24: skein.fleet.v1.Crash.received:type_name -> google.protobuf.Timestamp
+	4,  // 25: skein.fleet.v1.Crash.journal:type_name -> skein.fleet.v1.StepEntry
+	11, // 26: skein.fleet.v1.ListDeviceCrashesResponse.crashes:type_name -> skein.fleet.v1.Crash
+	11, // 27: skein.fleet.v1.GetDeviceCrashResponse.crash:type_name -> skein.fleet.v1.Crash
+	17, // 28: skein.fleet.v1.BootChain.firmware:type_name -> skein.fleet.v1.BootSlot
+	17, // 29: skein.fleet.v1.BootChain.rootfs:type_name -> skein.fleet.v1.BootSlot
+	18, // 30: skein.fleet.v1.BootChain.esrt:type_name -> skein.fleet.v1.BootFirmware
+	19, // 31: skein.fleet.v1.BootChain.traps:type_name -> skein.fleet.v1.BootTrap
+	23, // 32: skein.fleet.v1.TransferState.used:type_name -> skein.fleet.v1.AllowanceUse
+	71, // 33: skein.fleet.v1.TransferState.until:type_name -> google.protobuf.Timestamp
+	10, // 34: skein.fleet.v1.TransferState.holds:type_name -> skein.fleet.v1.Hold
+	71, // 35: skein.fleet.v1.Reading.time:type_name -> google.protobuf.Timestamp
+	5,  // 36: skein.fleet.v1.ListDevicesResponse.devices:type_name -> skein.fleet.v1.Device
+	5,  // 37: skein.fleet.v1.GetDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	24, // 38: skein.fleet.v1.GetDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
+	5,  // 39: skein.fleet.v1.WatchDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	24, // 40: skein.fleet.v1.WatchDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
+	34, // 41: skein.fleet.v1.WatchFleetResponse.status:type_name -> skein.fleet.v1.FleetStatus
+	5,  // 42: skein.fleet.v1.WatchFleetResponse.changed:type_name -> skein.fleet.v1.Device
+	33, // 43: skein.fleet.v1.FleetStatus.by_state:type_name -> skein.fleet.v1.Count
+	33, // 44: skein.fleet.v1.FleetStatus.by_target:type_name -> skein.fleet.v1.Count
+	33, // 45: skein.fleet.v1.FleetStatus.by_site:type_name -> skein.fleet.v1.Count
+	33, // 46: skein.fleet.v1.FleetStatus.by_release:type_name -> skein.fleet.v1.Count
+	33, // 47: skein.fleet.v1.FleetStatus.by_hardware:type_name -> skein.fleet.v1.Count
+	33, // 48: skein.fleet.v1.FleetStatus.by_condition:type_name -> skein.fleet.v1.Count
+	71, // 49: skein.fleet.v1.FleetStatus.time:type_name -> google.protobuf.Timestamp
+	34, // 50: skein.fleet.v1.GetFleetStatusResponse.status:type_name -> skein.fleet.v1.FleetStatus
+	71, // 51: skein.fleet.v1.DeviceEvent.time:type_name -> google.protobuf.Timestamp
+	71, // 52: skein.fleet.v1.DeviceEvent.received:type_name -> google.protobuf.Timestamp
+	39, // 53: skein.fleet.v1.ListDeviceEventsResponse.events:type_name -> skein.fleet.v1.DeviceEvent
+	5,  // 54: skein.fleet.v1.ApproveDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 55: skein.fleet.v1.RevokeDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 56: skein.fleet.v1.ReplaceDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	68, // 57: skein.fleet.v1.LabelDeviceRequest.set:type_name -> skein.fleet.v1.LabelDeviceRequest.SetEntry
+	5,  // 58: skein.fleet.v1.LabelDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 59: skein.fleet.v1.AssignReleaseResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 60: skein.fleet.v1.ConfirmGenerationResponse.device:type_name -> skein.fleet.v1.Device
+	71, // 61: skein.fleet.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	69, // 62: skein.fleet.v1.Token.labels:type_name -> skein.fleet.v1.Token.LabelsEntry
+	71, // 63: skein.fleet.v1.Token.created:type_name -> google.protobuf.Timestamp
+	70, // 64: skein.fleet.v1.CreateTokensRequest.labels:type_name -> skein.fleet.v1.CreateTokensRequest.LabelsEntry
+	54, // 65: skein.fleet.v1.CreatedToken.token:type_name -> skein.fleet.v1.Token
+	56, // 66: skein.fleet.v1.CreateTokensResponse.tokens:type_name -> skein.fleet.v1.CreatedToken
+	54, // 67: skein.fleet.v1.ListTokensResponse.tokens:type_name -> skein.fleet.v1.Token
+	54, // 68: skein.fleet.v1.RevokeTokenResponse.token:type_name -> skein.fleet.v1.Token
+	1,  // 69: skein.fleet.v1.Parameter.scope:type_name -> skein.fleet.v1.ParameterScope
+	62, // 70: skein.fleet.v1.SetParametersRequest.set:type_name -> skein.fleet.v1.Parameter
+	62, // 71: skein.fleet.v1.SetParametersRequest.remove:type_name -> skein.fleet.v1.Parameter
+	62, // 72: skein.fleet.v1.ListParametersResponse.parameters:type_name -> skein.fleet.v1.Parameter
+	25, // 73: skein.fleet.v1.FleetService.ListDevices:input_type -> skein.fleet.v1.ListDevicesRequest
+	27, // 74: skein.fleet.v1.FleetService.GetDevice:input_type -> skein.fleet.v1.GetDeviceRequest
+	29, // 75: skein.fleet.v1.FleetService.WatchDevice:input_type -> skein.fleet.v1.WatchDeviceRequest
+	31, // 76: skein.fleet.v1.FleetService.WatchFleet:input_type -> skein.fleet.v1.WatchFleetRequest
+	35, // 77: skein.fleet.v1.FleetService.GetFleetStatus:input_type -> skein.fleet.v1.GetFleetStatusRequest
+	37, // 78: skein.fleet.v1.FleetService.ExplainDevice:input_type -> skein.fleet.v1.ExplainDeviceRequest
+	40, // 79: skein.fleet.v1.FleetService.ListDeviceEvents:input_type -> skein.fleet.v1.ListDeviceEventsRequest
+	12, // 80: skein.fleet.v1.FleetService.ListDeviceCrashes:input_type -> skein.fleet.v1.ListDeviceCrashesRequest
+	14, // 81: skein.fleet.v1.FleetService.GetDeviceCrash:input_type -> skein.fleet.v1.GetDeviceCrashRequest
+	42, // 82: skein.fleet.v1.FleetService.ApproveDevice:input_type -> skein.fleet.v1.ApproveDeviceRequest
+	44, // 83: skein.fleet.v1.FleetService.RevokeDevice:input_type -> skein.fleet.v1.RevokeDeviceRequest
+	46, // 84: skein.fleet.v1.FleetService.ReplaceDevice:input_type -> skein.fleet.v1.ReplaceDeviceRequest
+	48, // 85: skein.fleet.v1.FleetService.LabelDevice:input_type -> skein.fleet.v1.LabelDeviceRequest
+	50, // 86: skein.fleet.v1.FleetService.AssignRelease:input_type -> skein.fleet.v1.AssignReleaseRequest
+	52, // 87: skein.fleet.v1.FleetService.ConfirmGeneration:input_type -> skein.fleet.v1.ConfirmGenerationRequest
+	55, // 88: skein.fleet.v1.FleetService.CreateTokens:input_type -> skein.fleet.v1.CreateTokensRequest
+	58, // 89: skein.fleet.v1.FleetService.ListTokens:input_type -> skein.fleet.v1.ListTokensRequest
+	60, // 90: skein.fleet.v1.FleetService.RevokeToken:input_type -> skein.fleet.v1.RevokeTokenRequest
+	63, // 91: skein.fleet.v1.FleetService.SetParameters:input_type -> skein.fleet.v1.SetParametersRequest
+	65, // 92: skein.fleet.v1.FleetService.ListParameters:input_type -> skein.fleet.v1.ListParametersRequest
+	26, // 93: skein.fleet.v1.FleetService.ListDevices:output_type -> skein.fleet.v1.ListDevicesResponse
+	28, // 94: skein.fleet.v1.FleetService.GetDevice:output_type -> skein.fleet.v1.GetDeviceResponse
+	30, // 95: skein.fleet.v1.FleetService.WatchDevice:output_type -> skein.fleet.v1.WatchDeviceResponse
+	32, // 96: skein.fleet.v1.FleetService.WatchFleet:output_type -> skein.fleet.v1.WatchFleetResponse
+	36, // 97: skein.fleet.v1.FleetService.GetFleetStatus:output_type -> skein.fleet.v1.GetFleetStatusResponse
+	38, // 98: skein.fleet.v1.FleetService.ExplainDevice:output_type -> skein.fleet.v1.ExplainDeviceResponse
+	41, // 99: skein.fleet.v1.FleetService.ListDeviceEvents:output_type -> skein.fleet.v1.ListDeviceEventsResponse
+	13, // 100: skein.fleet.v1.FleetService.ListDeviceCrashes:output_type -> skein.fleet.v1.ListDeviceCrashesResponse
+	15, // 101: skein.fleet.v1.FleetService.GetDeviceCrash:output_type -> skein.fleet.v1.GetDeviceCrashResponse
+	43, // 102: skein.fleet.v1.FleetService.ApproveDevice:output_type -> skein.fleet.v1.ApproveDeviceResponse
+	45, // 103: skein.fleet.v1.FleetService.RevokeDevice:output_type -> skein.fleet.v1.RevokeDeviceResponse
+	47, // 104: skein.fleet.v1.FleetService.ReplaceDevice:output_type -> skein.fleet.v1.ReplaceDeviceResponse
+	49, // 105: skein.fleet.v1.FleetService.LabelDevice:output_type -> skein.fleet.v1.LabelDeviceResponse
+	51, // 106: skein.fleet.v1.FleetService.AssignRelease:output_type -> skein.fleet.v1.AssignReleaseResponse
+	53, // 107: skein.fleet.v1.FleetService.ConfirmGeneration:output_type -> skein.fleet.v1.ConfirmGenerationResponse
+	57, // 108: skein.fleet.v1.FleetService.CreateTokens:output_type -> skein.fleet.v1.CreateTokensResponse
+	59, // 109: skein.fleet.v1.FleetService.ListTokens:output_type -> skein.fleet.v1.ListTokensResponse
+	61, // 110: skein.fleet.v1.FleetService.RevokeToken:output_type -> skein.fleet.v1.RevokeTokenResponse
+	64, // 111: skein.fleet.v1.FleetService.SetParameters:output_type -> skein.fleet.v1.SetParametersResponse
+	66, // 112: skein.fleet.v1.FleetService.ListParameters:output_type -> skein.fleet.v1.ListParametersResponse
+	93, // [93:113] is the sub-list for method output_type
+	73, // [73:93] is the sub-list for method input_type
+	73, // [73:73] is the sub-list for extension type_name
+	73, // [73:73] is the sub-list for extension extendee
+	0,  // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_skein_fleet_v1_fleet_proto_init() }
@@ -4938,7 +5140,7 @@ func file_skein_fleet_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skein_fleet_v1_fleet_proto_rawDesc), len(file_skein_fleet_v1_fleet_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   68,
+			NumMessages:   69,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

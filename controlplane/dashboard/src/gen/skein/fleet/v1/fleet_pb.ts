@@ -15,7 +15,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file skein/fleet/v1/fleet.proto.
  */
 export const file_skein_fleet_v1_fleet: GenFile = /*@__PURE__*/
-  fileDesc("Chpza2Vpbi9mbGVldC92MS9mbGVldC5wcm90bxIOc2tlaW4uZmxlZXQudjEiLAoKR2VuZXJhdGlvbhINCgVlcG9jaBgBIAEoBBIPCgdjb3VudGVyGAIgASgEImcKCUNvbmRpdGlvbhIMCgRuYW1lGAEgASgJEhAKCHNldmVyaXR5GAIgASgJEg8KB21lc3NhZ2UYAyABKAkSKQoFc2luY2UYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wInQKCVN0ZXBFbnRyeRIMCgRzdGVwGAEgASgJEg0KBXN0YXRlGAIgASgJEg8KB3JlbGVhc2UYAyABKAkSDwoHbWVzc2FnZRgEIAEoCRIoCgR0aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCLmCQoGRGV2aWNlEgoKAmlkGAEgASgJEg4KBnRlbmFudBgCIAEoCRIMCgRuYW1lGAMgASgJEg4KBnNlcmlhbBgEIAEoCRIQCghoYXJkd2FyZRgFIAEoCRIyCgZsYWJlbHMYBiADKAsyIi5za2Vpbi5mbGVldC52MS5EZXZpY2UuTGFiZWxzRW50cnkSFAoMY2FwYWJpbGl0aWVzGAcgAygJEg4KBnRhcmdldBgIIAEoCRIqCgVzdGF0ZRgJIAEoDjIbLnNrZWluLmZsZWV0LnYxLkRldmljZVN0YXRlEi0KCWxhc3Rfc2VlbhgKIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5yb2xsZWQYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjkKFWNlcnRpZmljYXRlX25vdF9hZnRlchgMIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFQoNYWdlbnRfdmVyc2lvbhgNIAEoCRIXCg9kZXNpcmVkX3JlbGVhc2UYDiABKAkSHAoUZGVzaXJlZF9yZWxlYXNlX25hbWUYDyABKAkSFwoPcnVubmluZ19yZWxlYXNlGBAgASgJEhwKFHJ1bm5pbmdfcmVsZWFzZV9uYW1lGBEgASgJEjYKEmRlc2lyZWRfZ2VuZXJhdGlvbhgSIAEoCzIaLnNrZWluLmZsZWV0LnYxLkdlbmVyYXRpb24SMwoPaGVsZF9nZW5lcmF0aW9uGBMgASgLMhouc2tlaW4uZmxlZXQudjEuR2VuZXJhdGlvbhINCgVwaGFzZRgUIAEoCRIMCgRzdGVwGBUgASgJEhUKDWZhaWx1cmVfY2xhc3MYFiABKAkSDwoHZmFpbHVyZRgXIAEoCRItCgpjb25kaXRpb25zGBggAygLMhkuc2tlaW4uZmxlZXQudjEuQ29uZGl0aW9uEioKB2pvdXJuYWwYGSADKAsyGS5za2Vpbi5mbGVldC52MS5TdGVwRW50cnkSIQoZZGVzaXJlZF9wYXJhbWV0ZXJzX2RpZ2VzdBgaIAEoCRIiChpyZXBvcnRlZF9wYXJhbWV0ZXJzX2RpZ2VzdBgbIAEoCRIPCgdyb2xsb3V0GBwgASgJEg8KB2Jvb3RfaWQYHSABKAkSFgoOY2xvY2tfZG91YnRmdWwYHiABKAgSHgoWZ2VuZXJhdGlvbl9mcm9tX2Z1dHVyZRgfIAEoCBItCgpib290X2NoYWluGDwgASgLMhkuc2tlaW4uZmxlZXQudjEuQm9vdENoYWluEi8KC2FnZW50X3Nsb3RzGD0gASgLMhouc2tlaW4uZmxlZXQudjEuQWdlbnRTbG90cxIVCg1ieXRlc19mZXRjaGVkGGQgASgDEiwKB3NvdXJjZXMYZSADKAsyGy5za2Vpbi5mbGVldC52MS5Tb3VyY2VCeXRlcxIOCgZzZXJ2ZXMYUCADKAkSLwoIdHJhbnNmZXIYeCABKAsyHS5za2Vpbi5mbGVldC52MS5UcmFuc2ZlclN0YXRlEioKBXBvd2VyGIwBIAEoCzIaLnNrZWluLmZsZWV0LnYxLlBvd2VyU3RhdGUaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASLrAQoKUG93ZXJTdGF0ZRIMCgRtb2RlGAEgASgJEg0KBW1vZGVzGAIgAygJEg4KBndhbnRlZBgDIAEoCRIUCgxuZWVkc19yZWJvb3QYBCABKAgSDgoGY2xvY2tzGAUgASgJEgsKA2ZhbhgGIAEoCRIqCgh0aHJvdHRsZRgHIAMoCzIYLnNrZWluLmZsZWV0LnYxLlRocm90dGxlEhAKCGhlYWRyb29tGAggASgBEgwKBHpvbmUYCSABKAkSMQoMb3Zlcl9jdXJyZW50GAogAygLMhsuc2tlaW4uZmxlZXQudjEuT3ZlckN1cnJlbnQiKAoIVGhyb3R0bGUSDAoEbmFtZRgBIAEoCRIOCgZkZXRhaWwYAiABKAkiPAoLT3ZlckN1cnJlbnQSDAoEbmFtZRgBIAEoCRINCgVjb3VudBgCIAEoBBIQCghwZXJfaG91chgDIAEoBCJ7CgRIb2xkEg0KBW93bmVyGAEgASgJEg4KBnJlYXNvbhgCIAEoCRIpCgVzaW5jZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASKQoFdW50aWwYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIqoCCgVDcmFzaBIOCgZudW1iZXIYASABKAQSDAoEa2luZBgCIAEoCRIoCgR0aW1lGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIpCgVmb3VuZBgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIcmVjZWl2ZWQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhUKDWFnZW50X3ZlcnNpb24YBiABKAkSDQoFcGFuaWMYByABKAkSCwoDbG9nGAggAygJEhIKCnRlZ3Jhc3RhdHMYCSADKAkSKgoHam91cm5hbBgKIAMoCzIZLnNrZWluLmZsZWV0LnYxLlN0ZXBFbnRyeRINCgVleGl0cxgLIAMoCSIqChhMaXN0RGV2aWNlQ3Jhc2hlc1JlcXVlc3QSDgoGZGV2aWNlGAEgASgJIkMKGUxpc3REZXZpY2VDcmFzaGVzUmVzcG9uc2USJgoHY3Jhc2hlcxgBIAMoCzIVLnNrZWluLmZsZWV0LnYxLkNyYXNoIjcKFUdldERldmljZUNyYXNoUmVxdWVzdBIOCgZkZXZpY2UYASABKAkSDgoGbnVtYmVyGAIgASgEIj4KFkdldERldmljZUNyYXNoUmVzcG9uc2USJAoFY3Jhc2gYASABKAsyFS5za2Vpbi5mbGVldC52MS5DcmFzaCL8AQoJQm9vdENoYWluEg4KBmRyaXZlchgBIAEoCRIPCgd2ZXJzaW9uGAIgASgJEhIKCnJlZHVuZGFuY3kYAyABKAkSDwoHY2Fwc3VsZRgEIAEoCRIqCghmaXJtd2FyZRgFIAMoCzIYLnNrZWluLmZsZWV0LnYxLkJvb3RTbG90EigKBnJvb3RmcxgGIAMoCzIYLnNrZWluLmZsZWV0LnYxLkJvb3RTbG90EioKBGVzcnQYByADKAsyHC5za2Vpbi5mbGVldC52MS5Cb290RmlybXdhcmUSJwoFdHJhcHMYCCADKAsyGC5za2Vpbi5mbGVldC52MS5Cb290VHJhcCJcCghCb290U2xvdBIOCgZudW1iZXIYASABKAUSDgoGc3RhdHVzGAIgASgJEg8KB3JldHJpZXMYAyABKAUSDwoHY3VycmVudBgEIAEoCBIOCgZhY3RpdmUYBSABKAgigwEKDEJvb3RGaXJtd2FyZRINCgVjbGFzcxgBIAEoCRIPCgd2ZXJzaW9uGAIgASgEEhgKEGxvd2VzdF9zdXBwb3J0ZWQYAyABKAQSHAoUbGFzdF9hdHRlbXB0X3ZlcnNpb24YBCABKAQSGwoTbGFzdF9hdHRlbXB0X3N0YXR1cxgFIAEoBCI5CghCb290VHJhcBIMCgRuYW1lGAEgASgJEg8KB3Byb2JsZW0YAiABKAkSDgoGcmVwYWlyGAMgASgJIoYBCgpBZ2VudFNsb3RzEg4KBmFjdGl2ZRgBIAEoCRIQCghwcmV2aW91cxgCIAEoCRIOCgZkaWdlc3QYAyABKAkSDQoFdHJpYWwYBCABKAkSEgoKdHJpZXNfbGVmdBgFIAEoBRISCgpjaGVja2VkX2luGAYgASgIEg8KB2ZhaWx1cmUYByABKAkiKgoLU291cmNlQnl0ZXMSDAoEbmFtZRgBIAEoCRINCgVieXRlcxgCIAEoAyLQAQoNVHJhbnNmZXJTdGF0ZRIRCglpbnRlcmZhY2UYASABKAkSEgoKbGlua19jbGFzcxgCIAEoCRIMCgR6b25lGAMgASgJEioKBHVzZWQYBCADKAsyHC5za2Vpbi5mbGVldC52MS5BbGxvd2FuY2VVc2USDQoFd2FpdHMYBSABKAkSKQoFdW50aWwYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiQKBWhvbGRzGIwBIAMoCzIULnNrZWluLmZsZWV0LnYxLkhvbGQiXgoMQWxsb3dhbmNlVXNlEhIKCmxpbmtfY2xhc3MYASABKAkSDgoGcGVyaW9kGAIgASgJEgwKBG5hbWUYAyABKAkSDQoFYnl0ZXMYBCABKAMSDQoFbGltaXQYBSABKAMiUgoHUmVhZGluZxIOCgZzZXJpZXMYASABKAkSDQoFdmFsdWUYAiABKAESKAoEdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiawoSTGlzdERldmljZXNSZXF1ZXN0EhAKCHNlbGVjdG9yGAEgASgJEg4KBnNlYXJjaBgCIAEoCRIRCglwYWdlX3NpemUYAyABKAUSEgoKcGFnZV90b2tlbhgEIAEoCRIMCgRmdWxsGAUgASgIImYKE0xpc3REZXZpY2VzUmVzcG9uc2USJwoHZGV2aWNlcxgBIAMoCzIWLnNrZWluLmZsZWV0LnYxLkRldmljZRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkSDQoFdG90YWwYAyABKAUiIgoQR2V0RGV2aWNlUmVxdWVzdBIOCgZkZXZpY2UYASABKAkiZgoRR2V0RGV2aWNlUmVzcG9uc2USJgoGZGV2aWNlGAEgASgLMhYuc2tlaW4uZmxlZXQudjEuRGV2aWNlEikKCHJlYWRpbmdzGAIgAygLMhcuc2tlaW4uZmxlZXQudjEuUmVhZGluZyIkChJXYXRjaERldmljZVJlcXVlc3QSDgoGZGV2aWNlGAEgASgJImgKE1dhdGNoRGV2aWNlUmVzcG9uc2USJgoGZGV2aWNlGAEgASgLMhYuc2tlaW4uZmxlZXQudjEuRGV2aWNlEikKCHJlYWRpbmdzGAIgAygLMhcuc2tlaW4uZmxlZXQudjEuUmVhZGluZyIlChFXYXRjaEZsZWV0UmVxdWVzdBIQCghzZWxlY3RvchgBIAEoCSJqChJXYXRjaEZsZWV0UmVzcG9uc2USKwoGc3RhdHVzGAEgASgLMhsuc2tlaW4uZmxlZXQudjEuRmxlZXRTdGF0dXMSJwoHY2hhbmdlZBgCIAMoCzIWLnNrZWluLmZsZWV0LnYxLkRldmljZSIjCgVDb3VudBILCgNrZXkYASABKAkSDQoFY291bnQYAiABKAUi6wIKC0ZsZWV0U3RhdHVzEg8KB2RldmljZXMYASABKAUSJwoIYnlfc3RhdGUYAiADKAsyFS5za2Vpbi5mbGVldC52MS5Db3VudBIoCglieV90YXJnZXQYAyADKAsyFS5za2Vpbi5mbGVldC52MS5Db3VudBImCgdieV9zaXRlGAQgAygLMhUuc2tlaW4uZmxlZXQudjEuQ291bnQSKQoKYnlfcmVsZWFzZRgFIAMoCzIVLnNrZWluLmZsZWV0LnYxLkNvdW50EioKC2J5X2hhcmR3YXJlGAYgAygLMhUuc2tlaW4uZmxlZXQudjEuQ291bnQSKwoMYnlfY29uZGl0aW9uGAcgAygLMhUuc2tlaW4uZmxlZXQudjEuQ291bnQSEgoKY29udmVyZ2luZxgIIAEoBRIOCgZmYWlsZWQYCSABKAUSKAoEdGltZRgKIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiKQoVR2V0RmxlZXRTdGF0dXNSZXF1ZXN0EhAKCHNlbGVjdG9yGAEgASgJIkUKFkdldEZsZWV0U3RhdHVzUmVzcG9uc2USKwoGc3RhdHVzGAEgASgLMhsuc2tlaW4uZmxlZXQudjEuRmxlZXRTdGF0dXMiJgoURXhwbGFpbkRldmljZVJlcXVlc3QSDgoGZGV2aWNlGAEgASgJIjkKFUV4cGxhaW5EZXZpY2VSZXNwb25zZRIPCgdzdW1tYXJ5GAEgASgJEg8KB3JlYXNvbnMYAiADKAkiswEKC0RldmljZUV2ZW50EigKBHRpbWUYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKCHJlY2VpdmVkGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIMCgRraW5kGAMgASgJEg8KB21lc3NhZ2UYBCABKAkSDwoHcmVsZWFzZRgFIAEoCRIMCgRzdGVwGAYgASgJEg4KBmF0dGFjaxgHIAEoCSI4ChdMaXN0RGV2aWNlRXZlbnRzUmVxdWVzdBIOCgZkZXZpY2UYASABKAkSDQoFbGltaXQYAiABKAUiRwoYTGlzdERldmljZUV2ZW50c1Jlc3BvbnNlEisKBmV2ZW50cxgBIAMoCzIbLnNrZWluLmZsZWV0LnYxLkRldmljZUV2ZW50IiYKFEFwcHJvdmVEZXZpY2VSZXF1ZXN0Eg4KBmRldmljZRgBIAEoCSI/ChVBcHByb3ZlRGV2aWNlUmVzcG9uc2USJgoGZGV2aWNlGAEgASgLMhYuc2tlaW4uZmxlZXQudjEuRGV2aWNlIjUKE1Jldm9rZURldmljZVJlcXVlc3QSDgoGZGV2aWNlGAEgASgJEg4KBnJlYXNvbhgCIAEoCSJVChRSZXZva2VEZXZpY2VSZXNwb25zZRImCgZkZXZpY2UYASABKAsyFi5za2Vpbi5mbGVldC52MS5EZXZpY2USFQoNc2Vzc2lvbl9lbmRlZBgCIAEoCCI+ChRSZXBsYWNlRGV2aWNlUmVxdWVzdBISCgpvbGRfZGV2aWNlGAEgASgJEhIKCm5ld19kZXZpY2UYAiABKAkiPwoVUmVwbGFjZURldmljZVJlc3BvbnNlEiYKBmRldmljZRgBIAEoCzIWLnNrZWluLmZsZWV0LnYxLkRldmljZSLFAQoSTGFiZWxEZXZpY2VSZXF1ZXN0Eg4KBmRldmljZRgBIAEoCRI4CgNzZXQYAiADKAsyKy5za2Vpbi5mbGVldC52MS5MYWJlbERldmljZVJlcXVlc3QuU2V0RW50cnkSDgoGcmVtb3ZlGAMgAygJEg0KBWdyYW50GAQgAygJEgwKBHRha2UYBSADKAkSDAoEbmFtZRgGIAEoCRoqCghTZXRFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIj0KE0xhYmVsRGV2aWNlUmVzcG9uc2USJgoGZGV2aWNlGAEgASgLMhYuc2tlaW4uZmxlZXQudjEuRGV2aWNlIkQKFEFzc2lnblJlbGVhc2VSZXF1ZXN0Eg4KBmRldmljZRgBIAEoCRIPCgdyZWxlYXNlGAIgASgJEgsKA25vdxh4IAEoCCI/ChVBc3NpZ25SZWxlYXNlUmVzcG9uc2USJgoGZGV2aWNlGAEgASgLMhYuc2tlaW4uZmxlZXQudjEuRGV2aWNlIioKGENvbmZpcm1HZW5lcmF0aW9uUmVxdWVzdBIOCgZkZXZpY2UYASABKAkiQwoZQ29uZmlybUdlbmVyYXRpb25SZXNwb25zZRImCgZkZXZpY2UYASABKAsyFi5za2Vpbi5mbGVldC52MS5EZXZpY2UitwIKBVRva2VuEgoKAmlkGAEgASgJEgwKBHVzZXMYAiABKAUSDAoEdXNlZBgDIAEoBRIrCgdleHBpcmVzGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIxCgZsYWJlbHMYBSADKAsyIS5za2Vpbi5mbGVldC52MS5Ub2tlbi5MYWJlbHNFbnRyeRIPCgdzZXJpYWxzGAYgAygJEhQKDGF1dG9fYXBwcm92ZRgHIAEoCBIPCgdyZXZva2VkGAggASgIEisKB2NyZWF0ZWQYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmNyZWF0ZWRfYnkYCiABKAkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASLtAQoTQ3JlYXRlVG9rZW5zUmVxdWVzdBINCgVjb3VudBgBIAEoBRIMCgR1c2VzGAIgASgFEhMKC3R0bF9zZWNvbmRzGAMgASgDEj8KBmxhYmVscxgEIAMoCzIvLnNrZWluLmZsZWV0LnYxLkNyZWF0ZVRva2Vuc1JlcXVlc3QuTGFiZWxzRW50cnkSDwoHc2VyaWFscxgFIAMoCRIUCgxhdXRvX2FwcHJvdmUYBiABKAgSDQoFZm9yY2UYByABKAgaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJDCgxDcmVhdGVkVG9rZW4SJAoFdG9rZW4YASABKAsyFS5za2Vpbi5mbGVldC52MS5Ub2tlbhINCgVjbGFpbRgCIAEoCSJEChRDcmVhdGVUb2tlbnNSZXNwb25zZRIsCgZ0b2tlbnMYASADKAsyHC5za2Vpbi5mbGVldC52MS5DcmVhdGVkVG9rZW4iEwoRTGlzdFRva2Vuc1JlcXVlc3QiOwoSTGlzdFRva2Vuc1Jlc3BvbnNlEiUKBnRva2VucxgBIAMoCzIVLnNrZWluLmZsZWV0LnYxLlRva2VuIiAKElJldm9rZVRva2VuUmVxdWVzdBIKCgJpZBgBIAEoCSI7ChNSZXZva2VUb2tlblJlc3BvbnNlEiQKBXRva2VuGAEgASgLMhUuc2tlaW4uZmxlZXQudjEuVG9rZW4idwoJUGFyYW1ldGVyEi0KBXNjb3BlGAEgASgOMh4uc2tlaW4uZmxlZXQudjEuUGFyYW1ldGVyU2NvcGUSDwoHc3ViamVjdBgCIAEoCRILCgNrZXkYAyABKAkSDQoFdmFsdWUYBCABKAkSDgoGc2VjcmV0GAUgASgIImkKFFNldFBhcmFtZXRlcnNSZXF1ZXN0EiYKA3NldBgBIAMoCzIZLnNrZWluLmZsZWV0LnYxLlBhcmFtZXRlchIpCgZyZW1vdmUYAiADKAsyGS5za2Vpbi5mbGVldC52MS5QYXJhbWV0ZXIiKAoVU2V0UGFyYW1ldGVyc1Jlc3BvbnNlEg8KB2RldmljZXMYASABKAUiJwoVTGlzdFBhcmFtZXRlcnNSZXF1ZXN0Eg4KBmRldmljZRgBIAEoCSJHChZMaXN0UGFyYW1ldGVyc1Jlc3BvbnNlEi0KCnBhcmFtZXRlcnMYASADKAsyGS5za2Vpbi5mbGVldC52MS5QYXJhbWV0ZXIqkgEKC0RldmljZVN0YXRlEhwKGERFVklDRV9TVEFURV9VTlNQRUNJRklFRBAAEhgKFERFVklDRV9TVEFURV9QRU5ESU5HEAESFwoTREVWSUNFX1NUQVRFX09OTElORRACEhgKFERFVklDRV9TVEFURV9PRkZMSU5FEAMSGAoUREVWSUNFX1NUQVRFX1JFVk9LRUQQBCqCAQoOUGFyYW1ldGVyU2NvcGUSHwobUEFSQU1FVEVSX1NDT1BFX1VOU1BFQ0lGSUVEEAASGQoVUEFSQU1FVEVSX1NDT1BFX0ZMRUVUEAESGAoUUEFSQU1FVEVSX1NDT1BFX1NJVEUQAhIaChZQQVJBTUVURVJfU0NPUEVfREVWSUNFEAMy2A4KDEZsZWV0U2VydmljZRJWCgtMaXN0RGV2aWNlcxIiLnNrZWluLmZsZWV0LnYxLkxpc3REZXZpY2VzUmVxdWVzdBojLnNrZWluLmZsZWV0LnYxLkxpc3REZXZpY2VzUmVzcG9uc2USUAoJR2V0RGV2aWNlEiAuc2tlaW4uZmxlZXQudjEuR2V0RGV2aWNlUmVxdWVzdBohLnNrZWluLmZsZWV0LnYxLkdldERldmljZVJlc3BvbnNlElgKC1dhdGNoRGV2aWNlEiIuc2tlaW4uZmxlZXQudjEuV2F0Y2hEZXZpY2VSZXF1ZXN0GiMuc2tlaW4uZmxlZXQudjEuV2F0Y2hEZXZpY2VSZXNwb25zZTABElUKCldhdGNoRmxlZXQSIS5za2Vpbi5mbGVldC52MS5XYXRjaEZsZWV0UmVxdWVzdBoiLnNrZWluLmZsZWV0LnYxLldhdGNoRmxlZXRSZXNwb25zZTABEl8KDkdldEZsZWV0U3RhdHVzEiUuc2tlaW4uZmxlZXQudjEuR2V0RmxlZXRTdGF0dXNSZXF1ZXN0GiYuc2tlaW4uZmxlZXQudjEuR2V0RmxlZXRTdGF0dXNSZXNwb25zZRJcCg1FeHBsYWluRGV2aWNlEiQuc2tlaW4uZmxlZXQudjEuRXhwbGFpbkRldmljZVJlcXVlc3QaJS5za2Vpbi5mbGVldC52MS5FeHBsYWluRGV2aWNlUmVzcG9uc2USZQoQTGlzdERldmljZUV2ZW50cxInLnNrZWluLmZsZWV0LnYxLkxpc3REZXZpY2VFdmVudHNSZXF1ZXN0Giguc2tlaW4uZmxlZXQudjEuTGlzdERldmljZUV2ZW50c1Jlc3BvbnNlEmgKEUxpc3REZXZpY2VDcmFzaGVzEiguc2tlaW4uZmxlZXQudjEuTGlzdERldmljZUNyYXNoZXNSZXF1ZXN0Gikuc2tlaW4uZmxlZXQudjEuTGlzdERldmljZUNyYXNoZXNSZXNwb25zZRJfCg5HZXREZXZpY2VDcmFzaBIlLnNrZWluLmZsZWV0LnYxLkdldERldmljZUNyYXNoUmVxdWVzdBomLnNrZWluLmZsZWV0LnYxLkdldERldmljZUNyYXNoUmVzcG9uc2USXAoNQXBwcm92ZURldmljZRIkLnNrZWluLmZsZWV0LnYxLkFwcHJvdmVEZXZpY2VSZXF1ZXN0GiUuc2tlaW4uZmxlZXQudjEuQXBwcm92ZURldmljZVJlc3BvbnNlElkKDFJldm9rZURldmljZRIjLnNrZWluLmZsZWV0LnYxLlJldm9rZURldmljZVJlcXVlc3QaJC5za2Vpbi5mbGVldC52MS5SZXZva2VEZXZpY2VSZXNwb25zZRJcCg1SZXBsYWNlRGV2aWNlEiQuc2tlaW4uZmxlZXQudjEuUmVwbGFjZURldmljZVJlcXVlc3QaJS5za2Vpbi5mbGVldC52MS5SZXBsYWNlRGV2aWNlUmVzcG9uc2USVgoLTGFiZWxEZXZpY2USIi5za2Vpbi5mbGVldC52MS5MYWJlbERldmljZVJlcXVlc3QaIy5za2Vpbi5mbGVldC52MS5MYWJlbERldmljZVJlc3BvbnNlElwKDUFzc2lnblJlbGVhc2USJC5za2Vpbi5mbGVldC52MS5Bc3NpZ25SZWxlYXNlUmVxdWVzdBolLnNrZWluLmZsZWV0LnYxLkFzc2lnblJlbGVhc2VSZXNwb25zZRJoChFDb25maXJtR2VuZXJhdGlvbhIoLnNrZWluLmZsZWV0LnYxLkNvbmZpcm1HZW5lcmF0aW9uUmVxdWVzdBopLnNrZWluLmZsZWV0LnYxLkNvbmZpcm1HZW5lcmF0aW9uUmVzcG9uc2USWQoMQ3JlYXRlVG9rZW5zEiMuc2tlaW4uZmxlZXQudjEuQ3JlYXRlVG9rZW5zUmVxdWVzdBokLnNrZWluLmZsZWV0LnYxLkNyZWF0ZVRva2Vuc1Jlc3BvbnNlElMKCkxpc3RUb2tlbnMSIS5za2Vpbi5mbGVldC52MS5MaXN0VG9rZW5zUmVxdWVzdBoiLnNrZWluLmZsZWV0LnYxLkxpc3RUb2tlbnNSZXNwb25zZRJWCgtSZXZva2VUb2tlbhIiLnNrZWluLmZsZWV0LnYxLlJldm9rZVRva2VuUmVxdWVzdBojLnNrZWluLmZsZWV0LnYxLlJldm9rZVRva2VuUmVzcG9uc2USXAoNU2V0UGFyYW1ldGVycxIkLnNrZWluLmZsZWV0LnYxLlNldFBhcmFtZXRlcnNSZXF1ZXN0GiUuc2tlaW4uZmxlZXQudjEuU2V0UGFyYW1ldGVyc1Jlc3BvbnNlEl8KDkxpc3RQYXJhbWV0ZXJzEiUuc2tlaW4uZmxlZXQudjEuTGlzdFBhcmFtZXRlcnNSZXF1ZXN0GiYuc2tlaW4uZmxlZXQudjEuTGlzdFBhcmFtZXRlcnNSZXNwb25zZWIGcHJvdG8z", [file_google_protobuf_timestamp]);
+  fileDesc("Chpza2Vpbi9mbGVldC92MS9mbGVldC5wcm90bxIOc2tlaW4uZmxlZXQudjEiLAoKR2VuZXJhdGlvbhINCgVlcG9jaBgBIAEoBBIPCgdjb3VudGVyGAIgASgEImcKCUNvbmRpdGlvbhIMCgRuYW1lGAEgASgJEhAKCHNldmVyaXR5GAIgASgJEg8KB21lc3NhZ2UYAyABKAkSKQoFc2luY2UYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wInQKCVN0ZXBFbnRyeRIMCgRzdGVwGAEgASgJEg0KBXN0YXRlGAIgASgJEg8KB3JlbGVhc2UYAyABKAkSDwoHbWVzc2FnZRgEIAEoCRIoCgR0aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCKVCgoGRGV2aWNlEgoKAmlkGAEgASgJEg4KBnRlbmFudBgCIAEoCRIMCgRuYW1lGAMgASgJEg4KBnNlcmlhbBgEIAEoCRIQCghoYXJkd2FyZRgFIAEoCRIyCgZsYWJlbHMYBiADKAsyIi5za2Vpbi5mbGVldC52MS5EZXZpY2UuTGFiZWxzRW50cnkSFAoMY2FwYWJpbGl0aWVzGAcgAygJEg4KBnRhcmdldBgIIAEoCRIqCgVzdGF0ZRgJIAEoDjIbLnNrZWluLmZsZWV0LnYxLkRldmljZVN0YXRlEi0KCWxhc3Rfc2VlbhgKIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5yb2xsZWQYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjkKFWNlcnRpZmljYXRlX25vdF9hZnRlchgMIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFQoNYWdlbnRfdmVyc2lvbhgNIAEoCRIXCg9kZXNpcmVkX3JlbGVhc2UYDiABKAkSHAoUZGVzaXJlZF9yZWxlYXNlX25hbWUYDyABKAkSFwoPcnVubmluZ19yZWxlYXNlGBAgASgJEhwKFHJ1bm5pbmdfcmVsZWFzZV9uYW1lGBEgASgJEjYKEmRlc2lyZWRfZ2VuZXJhdGlvbhgSIAEoCzIaLnNrZWluLmZsZWV0LnYxLkdlbmVyYXRpb24SMwoPaGVsZF9nZW5lcmF0aW9uGBMgASgLMhouc2tlaW4uZmxlZXQudjEuR2VuZXJhdGlvbhINCgVwaGFzZRgUIAEoCRIMCgRzdGVwGBUgASgJEhUKDWZhaWx1cmVfY2xhc3MYFiABKAkSDwoHZmFpbHVyZRgXIAEoCRItCgpjb25kaXRpb25zGBggAygLMhkuc2tlaW4uZmxlZXQudjEuQ29uZGl0aW9uEioKB2pvdXJuYWwYGSADKAsyGS5za2Vpbi5mbGVldC52MS5TdGVwRW50cnkSIQoZZGVzaXJlZF9wYXJhbWV0ZXJzX2RpZ2VzdBgaIAEoCRIiChpyZXBvcnRlZF9wYXJhbWV0ZXJzX2RpZ2VzdBgbIAEoCRIPCgdyb2xsb3V0GBwgASgJEg8KB2Jvb3RfaWQYHSABKAkSFgoOY2xvY2tfZG91YnRmdWwYHiABKAgSHgoWZ2VuZXJhdGlvbl9mcm9tX2Z1dHVyZRgfIAEoCBItCgpib290X2NoYWluGDwgASgLMhkuc2tlaW4uZmxlZXQudjEuQm9vdENoYWluEi8KC2FnZW50X3Nsb3RzGD0gASgLMhouc2tlaW4uZmxlZXQudjEuQWdlbnRTbG90cxIVCg1ieXRlc19mZXRjaGVkGGQgASgDEiwKB3NvdXJjZXMYZSADKAsyGy5za2Vpbi5mbGVldC52MS5Tb3VyY2VCeXRlcxIOCgZzZXJ2ZXMYUCADKAkSLwoIdHJhbnNmZXIYeCABKAsyHS5za2Vpbi5mbGVldC52MS5UcmFuc2ZlclN0YXRlEioKBXBvd2VyGIwBIAEoCzIaLnNrZWluLmZsZWV0LnYxLlBvd2VyU3RhdGUSLQoHc2VydmVycxjcASADKAsyGy5za2Vpbi5mbGVldC52MS5Nb2RlbFNlcnZlchotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBItoCCgtNb2RlbFNlcnZlchIQCgh3b3JrbG9hZBgBIAEoCRIMCgRraW5kGAIgASgJEg4KBnNlcnZlchgDIAEoCRINCgVpbWFnZRgEIAEoCRINCgVzdGF0ZRgFIAEoCRIOCgZyZWFzb24YBiABKAkSKwoHc3RhcnRlZBgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEAoIcmVzdGFydHMYCCABKAQSEQoJbGFzdF9leGl0GAkgASgJEhQKDG1lbW9yeV9ieXRlcxgKIAEoAxIQCghyZXF1ZXN0cxgLIAEoBBIOCgZmYWlsZWQYDCABKAQSGgoScXVldWVfbWljcm9zZWNvbmRzGA0gASgEEhwKFGNvbXB1dGVfbWljcm9zZWNvbmRzGA4gASgEEg8KB3BlbmRpbmcYDyABKAQSGAoQZ3B1X21lbW9yeV9ieXRlcxgQIAEoAyLrAQoKUG93ZXJTdGF0ZRIMCgRtb2RlGAEgASgJEg0KBW1vZGVzGAIgAygJEg4KBndhbnRlZBgDIAEoCRIUCgxuZWVkc19yZWJvb3QYBCABKAgSDgoGY2xvY2tzGAUgASgJEgsKA2ZhbhgGIAEoCRIqCgh0aHJvdHRsZRgHIAMoCzIYLnNrZWluLmZsZWV0LnYxLlRocm90dGxlEhAKCGhlYWRyb29tGAggASgBEgwKBHpvbmUYCSABKAkSMQoMb3Zlcl9jdXJyZW50GAogAygLMhsuc2tlaW4uZmxlZXQudjEuT3ZlckN1cnJlbnQiKAoIVGhyb3R0bGUSDAoEbmFtZRgBIAEoCRIOCgZkZXRhaWwYAiABKAkiPAoLT3ZlckN1cnJlbnQSDAoEbmFtZRgBIAEoCRINCgVjb3VudBgCIAEoBBIQCghwZXJfaG91chgDIAEoBCJ7CgRIb2xkEg0KBW93bmVyGAEgASgJEg4KBnJlYXNvbhgCIAEoCRIpCgVzaW5jZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASKQoFdW50aWwYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIqoCCgVDcmFzaBIOCgZudW1iZXIYASABKAQSDAoEa2luZBgCIAEoCRIoCgR0aW1lGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIpCgVmb3VuZBgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIcmVjZWl2ZWQYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhUKDWFnZW50X3ZlcnNpb24YBiABKAkSDQoFcGFuaWMYByABKAkSCwoDbG9nGAggAygJEhIKCnRlZ3Jhc3RhdHMYCSADKAkSKgoHam91cm5hbBgKIAMoCzIZLnNrZWluLmZsZWV0LnYxLlN0ZXBFbnRyeRINCgVleGl0cxgLIAMoCSIqChhMaXN0RGV2aWNlQ3Jhc2hlc1JlcXVlc3QSDgoGZGV2aWNlGAEgASgJIkMKGUxpc3REZXZpY2VDcmFzaGVzUmVzcG9uc2USJgoHY3Jhc2hlcxgBIAMoCzIVLnNrZWluLmZsZWV0LnYxLkNyYXNoIjcKFUdldERldmljZUNyYXNoUmVxdWVzdBIOCgZkZXZpY2UYASABKAkSDgoGbnVtYmVyGAIgASgEIj4KFkdldERldmljZUNyYXNoUmVzcG9uc2USJAoFY3Jhc2gYASABKAsyFS5za2Vpbi5mbGVldC52MS5DcmFzaCL8AQoJQm9vdENoYWluEg4KBmRyaXZlchgBIAEoCRIPCgd2ZXJzaW9uGAIgASgJEhIKCnJlZHVuZGFuY3kYAyABKAkSDwoHY2Fwc3VsZRgEIAEoCRIqCghmaXJtd2FyZRgFIAMoCzIYLnNrZWluLmZsZWV0LnYxLkJvb3RTbG90EigKBnJvb3RmcxgGIAMoCzIYLnNrZWluLmZsZWV0LnYxLkJvb3RTbG90EioKBGVzcnQYByADKAsyHC5za2Vpbi5mbGVldC52MS5Cb290RmlybXdhcmUSJwoFdHJhcHMYCCADKAsyGC5za2Vpbi5mbGVldC52MS5Cb290VHJhcCJcCghCb290U2xvdBIOCgZudW1iZXIYASABKAUSDgoGc3RhdHVzGAIgASgJEg8KB3JldHJpZXMYAyABKAUSDwoHY3VycmVudBgEIAEoCBIOCgZhY3RpdmUYBSABKAgigwEKDEJvb3RGaXJtd2FyZRINCgVjbGFzcxgBIAEoCRIPCgd2ZXJzaW9uGAIgASgEEhgKEGxvd2VzdF9zdXBwb3J0ZWQYAyABKAQSHAoUbGFzdF9hdHRlbXB0X3ZlcnNpb24YBCABKAQSGwoTbGFzdF9hdHRlbXB0X3N0YXR1cxgFIAEoBCI5CghCb290VHJhcBIMCgRuYW1lGAEgASgJEg8KB3Byb2JsZW0YAiABKAkSDgoGcmVwYWlyGAMgASgJIoYBCgpBZ2VudFNsb3RzEg4KBmFjdGl2ZRgBIAEoCRIQCghwcmV2aW91cxgCIAEoCRIOCgZkaWdlc3QYAyABKAkSDQoFdHJpYWwYBCABKAkSEgoKdHJpZXNfbGVmdBgFIAEoBRISCgpjaGVja2VkX2luGAYgASgIEg8KB2ZhaWx1cmUYByABKAkiKgoLU291cmNlQnl0ZXMSDAoEbmFtZRgBIAEoCRINCgVieXRlcxgCIAEoAyLQAQoNVHJhbnNmZXJTdGF0ZRIRCglpbnRlcmZhY2UYASABKAkSEgoKbGlua19jbGFzcxgCIAEoCRIMCgR6b25lGAMgASgJEioKBHVzZWQYBCADKAsyHC5za2Vpbi5mbGVldC52MS5BbGxvd2FuY2VVc2USDQoFd2FpdHMYBSABKAkSKQoFdW50aWwYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiQKBWhvbGRzGIwBIAMoCzIULnNrZWluLmZsZWV0LnYxLkhvbGQiXgoMQWxsb3dhbmNlVXNlEhIKCmxpbmtfY2xhc3MYASABKAkSDgoGcGVyaW9kGAIgASgJEgwKBG5hbWUYAyABKAkSDQoFYnl0ZXMYBCABKAMSDQoFbGltaXQYBSABKAMiUgoHUmVhZGluZxIOCgZzZXJpZXMYASABKAkSDQoFdmFsdWUYAiABKAESKAoEdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiawoSTGlzdERldmljZXNSZXF1ZXN0EhAKCHNlbGVjdG9yGAEgASgJEg4KBnNlYXJjaBgCIAEoCRIRCglwYWdlX3NpemUYAyABKAUSEgoKcGFnZV90b2tlbhgEIAEoCRIMCgRmdWxsGAUgASgIImYKE0xpc3REZXZpY2VzUmVzcG9uc2USJwoHZGV2aWNlcxgBIAMoCzIWLnNrZWluLmZsZWV0LnYxLkRldmljZRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkSDQoFdG90YWwYAyABKAUiIgoQR2V0RGV2aWNlUmVxdWVzdBIOCgZkZXZpY2UYASABKAkiZgoRR2V0RGV2aWNlUmVzcG9uc2USJgoGZGV2aWNlGAEgASgLMhYuc2tlaW4uZmxlZXQudjEuRGV2aWNlEikKCHJlYWRpbmdzGAIgAygLMhcuc2tlaW4uZmxlZXQudjEuUmVhZGluZyIkChJXYXRjaERldmljZVJlcXVlc3QSDgoGZGV2aWNlGAEgASgJImgKE1dhdGNoRGV2aWNlUmVzcG9uc2USJgoGZGV2aWNlGAEgASgLMhYuc2tlaW4uZmxlZXQudjEuRGV2aWNlEikKCHJlYWRpbmdzGAIgAygLMhcuc2tlaW4uZmxlZXQudjEuUmVhZGluZyIlChFXYXRjaEZsZWV0UmVxdWVzdBIQCghzZWxlY3RvchgBIAEoCSJqChJXYXRjaEZsZWV0UmVzcG9uc2USKwoGc3RhdHVzGAEgASgLMhsuc2tlaW4uZmxlZXQudjEuRmxlZXRTdGF0dXMSJwoHY2hhbmdlZBgCIAMoCzIWLnNrZWluLmZsZWV0LnYxLkRldmljZSIjCgVDb3VudBILCgNrZXkYASABKAkSDQoFY291bnQYAiABKAUi6wIKC0ZsZWV0U3RhdHVzEg8KB2RldmljZXMYASABKAUSJwoIYnlfc3RhdGUYAiADKAsyFS5za2Vpbi5mbGVldC52MS5Db3VudBIoCglieV90YXJnZXQYAyADKAsyFS5za2Vpbi5mbGVldC52MS5Db3VudBImCgdieV9zaXRlGAQgAygLMhUuc2tlaW4uZmxlZXQudjEuQ291bnQSKQoKYnlfcmVsZWFzZRgFIAMoCzIVLnNrZWluLmZsZWV0LnYxLkNvdW50EioKC2J5X2hhcmR3YXJlGAYgAygLMhUuc2tlaW4uZmxlZXQudjEuQ291bnQSKwoMYnlfY29uZGl0aW9uGAcgAygLMhUuc2tlaW4uZmxlZXQudjEuQ291bnQSEgoKY29udmVyZ2luZxgIIAEoBRIOCgZmYWlsZWQYCSABKAUSKAoEdGltZRgKIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiKQoVR2V0RmxlZXRTdGF0dXNSZXF1ZXN0EhAKCHNlbGVjdG9yGAEgASgJIkUKFkdldEZsZWV0U3RhdHVzUmVzcG9uc2USKwoGc3RhdHVzGAEgASgLMhsuc2tlaW4uZmxlZXQudjEuRmxlZXRTdGF0dXMiJgoURXhwbGFpbkRldmljZVJlcXVlc3QSDgoGZGV2aWNlGAEgASgJIjkKFUV4cGxhaW5EZXZpY2VSZXNwb25zZRIPCgdzdW1tYXJ5GAEgASgJEg8KB3JlYXNvbnMYAiADKAkiswEKC0RldmljZUV2ZW50EigKBHRpbWUYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKCHJlY2VpdmVkGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIMCgRraW5kGAMgASgJEg8KB21lc3NhZ2UYBCABKAkSDwoHcmVsZWFzZRgFIAEoCRIMCgRzdGVwGAYgASgJEg4KBmF0dGFjaxgHIAEoCSI4ChdMaXN0RGV2aWNlRXZlbnRzUmVxdWVzdBIOCgZkZXZpY2UYASABKAkSDQoFbGltaXQYAiABKAUiRwoYTGlzdERldmljZUV2ZW50c1Jlc3BvbnNlEisKBmV2ZW50cxgBIAMoCzIbLnNrZWluLmZsZWV0LnYxLkRldmljZUV2ZW50IiYKFEFwcHJvdmVEZXZpY2VSZXF1ZXN0Eg4KBmRldmljZRgBIAEoCSI/ChVBcHByb3ZlRGV2aWNlUmVzcG9uc2USJgoGZGV2aWNlGAEgASgLMhYuc2tlaW4uZmxlZXQudjEuRGV2aWNlIjUKE1Jldm9rZURldmljZVJlcXVlc3QSDgoGZGV2aWNlGAEgASgJEg4KBnJlYXNvbhgCIAEoCSJVChRSZXZva2VEZXZpY2VSZXNwb25zZRImCgZkZXZpY2UYASABKAsyFi5za2Vpbi5mbGVldC52MS5EZXZpY2USFQoNc2Vzc2lvbl9lbmRlZBgCIAEoCCI+ChRSZXBsYWNlRGV2aWNlUmVxdWVzdBISCgpvbGRfZGV2aWNlGAEgASgJEhIKCm5ld19kZXZpY2UYAiABKAkiPwoVUmVwbGFjZURldmljZVJlc3BvbnNlEiYKBmRldmljZRgBIAEoCzIWLnNrZWluLmZsZWV0LnYxLkRldmljZSLFAQoSTGFiZWxEZXZpY2VSZXF1ZXN0Eg4KBmRldmljZRgBIAEoCRI4CgNzZXQYAiADKAsyKy5za2Vpbi5mbGVldC52MS5MYWJlbERldmljZVJlcXVlc3QuU2V0RW50cnkSDgoGcmVtb3ZlGAMgAygJEg0KBWdyYW50GAQgAygJEgwKBHRha2UYBSADKAkSDAoEbmFtZRgGIAEoCRoqCghTZXRFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIj0KE0xhYmVsRGV2aWNlUmVzcG9uc2USJgoGZGV2aWNlGAEgASgLMhYuc2tlaW4uZmxlZXQudjEuRGV2aWNlIkQKFEFzc2lnblJlbGVhc2VSZXF1ZXN0Eg4KBmRldmljZRgBIAEoCRIPCgdyZWxlYXNlGAIgASgJEgsKA25vdxh4IAEoCCI/ChVBc3NpZ25SZWxlYXNlUmVzcG9uc2USJgoGZGV2aWNlGAEgASgLMhYuc2tlaW4uZmxlZXQudjEuRGV2aWNlIioKGENvbmZpcm1HZW5lcmF0aW9uUmVxdWVzdBIOCgZkZXZpY2UYASABKAkiQwoZQ29uZmlybUdlbmVyYXRpb25SZXNwb25zZRImCgZkZXZpY2UYASABKAsyFi5za2Vpbi5mbGVldC52MS5EZXZpY2UitwIKBVRva2VuEgoKAmlkGAEgASgJEgwKBHVzZXMYAiABKAUSDAoEdXNlZBgDIAEoBRIrCgdleHBpcmVzGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIxCgZsYWJlbHMYBSADKAsyIS5za2Vpbi5mbGVldC52MS5Ub2tlbi5MYWJlbHNFbnRyeRIPCgdzZXJpYWxzGAYgAygJEhQKDGF1dG9fYXBwcm92ZRgHIAEoCBIPCgdyZXZva2VkGAggASgIEisKB2NyZWF0ZWQYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCmNyZWF0ZWRfYnkYCiABKAkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASLtAQoTQ3JlYXRlVG9rZW5zUmVxdWVzdBINCgVjb3VudBgBIAEoBRIMCgR1c2VzGAIgASgFEhMKC3R0bF9zZWNvbmRzGAMgASgDEj8KBmxhYmVscxgEIAMoCzIvLnNrZWluLmZsZWV0LnYxLkNyZWF0ZVRva2Vuc1JlcXVlc3QuTGFiZWxzRW50cnkSDwoHc2VyaWFscxgFIAMoCRIUCgxhdXRvX2FwcHJvdmUYBiABKAgSDQoFZm9yY2UYByABKAgaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJDCgxDcmVhdGVkVG9rZW4SJAoFdG9rZW4YASABKAsyFS5za2Vpbi5mbGVldC52MS5Ub2tlbhINCgVjbGFpbRgCIAEoCSJEChRDcmVhdGVUb2tlbnNSZXNwb25zZRIsCgZ0b2tlbnMYASADKAsyHC5za2Vpbi5mbGVldC52MS5DcmVhdGVkVG9rZW4iEwoRTGlzdFRva2Vuc1JlcXVlc3QiOwoSTGlzdFRva2Vuc1Jlc3BvbnNlEiUKBnRva2VucxgBIAMoCzIVLnNrZWluLmZsZWV0LnYxLlRva2VuIiAKElJldm9rZVRva2VuUmVxdWVzdBIKCgJpZBgBIAEoCSI7ChNSZXZva2VUb2tlblJlc3BvbnNlEiQKBXRva2VuGAEgASgLMhUuc2tlaW4uZmxlZXQudjEuVG9rZW4idwoJUGFyYW1ldGVyEi0KBXNjb3BlGAEgASgOMh4uc2tlaW4uZmxlZXQudjEuUGFyYW1ldGVyU2NvcGUSDwoHc3ViamVjdBgCIAEoCRILCgNrZXkYAyABKAkSDQoFdmFsdWUYBCABKAkSDgoGc2VjcmV0GAUgASgIImkKFFNldFBhcmFtZXRlcnNSZXF1ZXN0EiYKA3NldBgBIAMoCzIZLnNrZWluLmZsZWV0LnYxLlBhcmFtZXRlchIpCgZyZW1vdmUYAiADKAsyGS5za2Vpbi5mbGVldC52MS5QYXJhbWV0ZXIiKAoVU2V0UGFyYW1ldGVyc1Jlc3BvbnNlEg8KB2RldmljZXMYASABKAUiJwoVTGlzdFBhcmFtZXRlcnNSZXF1ZXN0Eg4KBmRldmljZRgBIAEoCSJHChZMaXN0UGFyYW1ldGVyc1Jlc3BvbnNlEi0KCnBhcmFtZXRlcnMYASADKAsyGS5za2Vpbi5mbGVldC52MS5QYXJhbWV0ZXIqkgEKC0RldmljZVN0YXRlEhwKGERFVklDRV9TVEFURV9VTlNQRUNJRklFRBAAEhgKFERFVklDRV9TVEFURV9QRU5ESU5HEAESFwoTREVWSUNFX1NUQVRFX09OTElORRACEhgKFERFVklDRV9TVEFURV9PRkZMSU5FEAMSGAoUREVWSUNFX1NUQVRFX1JFVk9LRUQQBCqCAQoOUGFyYW1ldGVyU2NvcGUSHwobUEFSQU1FVEVSX1NDT1BFX1VOU1BFQ0lGSUVEEAASGQoVUEFSQU1FVEVSX1NDT1BFX0ZMRUVUEAESGAoUUEFSQU1FVEVSX1NDT1BFX1NJVEUQAhIaChZQQVJBTUVURVJfU0NPUEVfREVWSUNFEAMy2A4KDEZsZWV0U2VydmljZRJWCgtMaXN0RGV2aWNlcxIiLnNrZWluLmZsZWV0LnYxLkxpc3REZXZpY2VzUmVxdWVzdBojLnNrZWluLmZsZWV0LnYxLkxpc3REZXZpY2VzUmVzcG9uc2USUAoJR2V0RGV2aWNlEiAuc2tlaW4uZmxlZXQudjEuR2V0RGV2aWNlUmVxdWVzdBohLnNrZWluLmZsZWV0LnYxLkdldERldmljZVJlc3BvbnNlElgKC1dhdGNoRGV2aWNlEiIuc2tlaW4uZmxlZXQudjEuV2F0Y2hEZXZpY2VSZXF1ZXN0GiMuc2tlaW4uZmxlZXQudjEuV2F0Y2hEZXZpY2VSZXNwb25zZTABElUKCldhdGNoRmxlZXQSIS5za2Vpbi5mbGVldC52MS5XYXRjaEZsZWV0UmVxdWVzdBoiLnNrZWluLmZsZWV0LnYxLldhdGNoRmxlZXRSZXNwb25zZTABEl8KDkdldEZsZWV0U3RhdHVzEiUuc2tlaW4uZmxlZXQudjEuR2V0RmxlZXRTdGF0dXNSZXF1ZXN0GiYuc2tlaW4uZmxlZXQudjEuR2V0RmxlZXRTdGF0dXNSZXNwb25zZRJcCg1FeHBsYWluRGV2aWNlEiQuc2tlaW4uZmxlZXQudjEuRXhwbGFpbkRldmljZVJlcXVlc3QaJS5za2Vpbi5mbGVldC52MS5FeHBsYWluRGV2aWNlUmVzcG9uc2USZQoQTGlzdERldmljZUV2ZW50cxInLnNrZWluLmZsZWV0LnYxLkxpc3REZXZpY2VFdmVudHNSZXF1ZXN0Giguc2tlaW4uZmxlZXQudjEuTGlzdERldmljZUV2ZW50c1Jlc3BvbnNlEmgKEUxpc3REZXZpY2VDcmFzaGVzEiguc2tlaW4uZmxlZXQudjEuTGlzdERldmljZUNyYXNoZXNSZXF1ZXN0Gikuc2tlaW4uZmxlZXQudjEuTGlzdERldmljZUNyYXNoZXNSZXNwb25zZRJfCg5HZXREZXZpY2VDcmFzaBIlLnNrZWluLmZsZWV0LnYxLkdldERldmljZUNyYXNoUmVxdWVzdBomLnNrZWluLmZsZWV0LnYxLkdldERldmljZUNyYXNoUmVzcG9uc2USXAoNQXBwcm92ZURldmljZRIkLnNrZWluLmZsZWV0LnYxLkFwcHJvdmVEZXZpY2VSZXF1ZXN0GiUuc2tlaW4uZmxlZXQudjEuQXBwcm92ZURldmljZVJlc3BvbnNlElkKDFJldm9rZURldmljZRIjLnNrZWluLmZsZWV0LnYxLlJldm9rZURldmljZVJlcXVlc3QaJC5za2Vpbi5mbGVldC52MS5SZXZva2VEZXZpY2VSZXNwb25zZRJcCg1SZXBsYWNlRGV2aWNlEiQuc2tlaW4uZmxlZXQudjEuUmVwbGFjZURldmljZVJlcXVlc3QaJS5za2Vpbi5mbGVldC52MS5SZXBsYWNlRGV2aWNlUmVzcG9uc2USVgoLTGFiZWxEZXZpY2USIi5za2Vpbi5mbGVldC52MS5MYWJlbERldmljZVJlcXVlc3QaIy5za2Vpbi5mbGVldC52MS5MYWJlbERldmljZVJlc3BvbnNlElwKDUFzc2lnblJlbGVhc2USJC5za2Vpbi5mbGVldC52MS5Bc3NpZ25SZWxlYXNlUmVxdWVzdBolLnNrZWluLmZsZWV0LnYxLkFzc2lnblJlbGVhc2VSZXNwb25zZRJoChFDb25maXJtR2VuZXJhdGlvbhIoLnNrZWluLmZsZWV0LnYxLkNvbmZpcm1HZW5lcmF0aW9uUmVxdWVzdBopLnNrZWluLmZsZWV0LnYxLkNvbmZpcm1HZW5lcmF0aW9uUmVzcG9uc2USWQoMQ3JlYXRlVG9rZW5zEiMuc2tlaW4uZmxlZXQudjEuQ3JlYXRlVG9rZW5zUmVxdWVzdBokLnNrZWluLmZsZWV0LnYxLkNyZWF0ZVRva2Vuc1Jlc3BvbnNlElMKCkxpc3RUb2tlbnMSIS5za2Vpbi5mbGVldC52MS5MaXN0VG9rZW5zUmVxdWVzdBoiLnNrZWluLmZsZWV0LnYxLkxpc3RUb2tlbnNSZXNwb25zZRJWCgtSZXZva2VUb2tlbhIiLnNrZWluLmZsZWV0LnYxLlJldm9rZVRva2VuUmVxdWVzdBojLnNrZWluLmZsZWV0LnYxLlJldm9rZVRva2VuUmVzcG9uc2USXAoNU2V0UGFyYW1ldGVycxIkLnNrZWluLmZsZWV0LnYxLlNldFBhcmFtZXRlcnNSZXF1ZXN0GiUuc2tlaW4uZmxlZXQudjEuU2V0UGFyYW1ldGVyc1Jlc3BvbnNlEl8KDkxpc3RQYXJhbWV0ZXJzEiUuc2tlaW4uZmxlZXQudjEuTGlzdFBhcmFtZXRlcnNSZXF1ZXN0GiYuc2tlaW4uZmxlZXQudjEuTGlzdFBhcmFtZXRlcnNSZXNwb25zZWIGcHJvdG8z", [file_google_protobuf_timestamp]);
 
 /**
  * @generated from message skein.fleet.v1.Generation
@@ -331,6 +331,13 @@ export type Device = Message<"skein.fleet.v1.Device"> & {
    * @generated from field: skein.fleet.v1.PowerState power = 140;
    */
   power?: PowerState | undefined;
+
+  /**
+   * What serves models, or is about to.
+   *
+   * @generated from field: repeated skein.fleet.v1.ModelServer servers = 220;
+   */
+  servers: ModelServer[];
 };
 
 /**
@@ -339,6 +346,112 @@ export type Device = Message<"skein.fleet.v1.Device"> & {
  */
 export const DeviceSchema: GenMessage<Device> = /*@__PURE__*/
   messageDesc(file_skein_fleet_v1_fleet, 3);
+
+/**
+ * ModelServer is one model server of a device.
+ *
+ * @generated from message skein.fleet.v1.ModelServer
+ */
+export type ModelServer = Message<"skein.fleet.v1.ModelServer"> & {
+  /**
+   * Workload that it runs for, as the device names it.
+   *
+   * @generated from field: string workload = 1;
+   */
+  workload: string;
+
+  /**
+   * process or container, and v2 or triton.
+   *
+   * @generated from field: string kind = 2;
+   */
+  kind: string;
+
+  /**
+   * @generated from field: string server = 3;
+   */
+  server: string;
+
+  /**
+   * Digest of its image's manifest, empty for a process.
+   *
+   * @generated from field: string image = 4;
+   */
+  image: string;
+
+  /**
+   * ready, waiting (for a restart) or left over (of an agent before).
+   *
+   * @generated from field: string state = 5;
+   */
+  state: string;
+
+  /**
+   * @generated from field: string reason = 6;
+   */
+  reason: string;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp started = 7;
+   */
+  started?: Timestamp | undefined;
+
+  /**
+   * Restarts by itself since it was loaded, and how it last ended.
+   *
+   * @generated from field: uint64 restarts = 8;
+   */
+  restarts: bigint;
+
+  /**
+   * @generated from field: string last_exit = 9;
+   */
+  lastExit: string;
+
+  /**
+   * @generated from field: int64 memory_bytes = 10;
+   */
+  memoryBytes: bigint;
+
+  /**
+   * What the server itself counts, where it does.
+   *
+   * @generated from field: uint64 requests = 11;
+   */
+  requests: bigint;
+
+  /**
+   * @generated from field: uint64 failed = 12;
+   */
+  failed: bigint;
+
+  /**
+   * @generated from field: uint64 queue_microseconds = 13;
+   */
+  queueMicroseconds: bigint;
+
+  /**
+   * @generated from field: uint64 compute_microseconds = 14;
+   */
+  computeMicroseconds: bigint;
+
+  /**
+   * @generated from field: uint64 pending = 15;
+   */
+  pending: bigint;
+
+  /**
+   * @generated from field: int64 gpu_memory_bytes = 16;
+   */
+  gpuMemoryBytes: bigint;
+};
+
+/**
+ * Describes the message skein.fleet.v1.ModelServer.
+ * Use `create(ModelServerSchema)` to create a new message.
+ */
+export const ModelServerSchema: GenMessage<ModelServer> = /*@__PURE__*/
+  messageDesc(file_skein_fleet_v1_fleet, 4);
 
 /**
  * PowerState is how a board runs and what holds it back.
@@ -412,7 +525,7 @@ export type PowerState = Message<"skein.fleet.v1.PowerState"> & {
  * Use `create(PowerStateSchema)` to create a new message.
  */
 export const PowerStateSchema: GenMessage<PowerState> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 4);
+  messageDesc(file_skein_fleet_v1_fleet, 5);
 
 /**
  * @generated from message skein.fleet.v1.Throttle
@@ -436,7 +549,7 @@ export type Throttle = Message<"skein.fleet.v1.Throttle"> & {
  * Use `create(ThrottleSchema)` to create a new message.
  */
 export const ThrottleSchema: GenMessage<Throttle> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 5);
+  messageDesc(file_skein_fleet_v1_fleet, 6);
 
 /**
  * OverCurrent is one counter of the board's power monitor; oc3 counts in normal
@@ -466,7 +579,7 @@ export type OverCurrent = Message<"skein.fleet.v1.OverCurrent"> & {
  * Use `create(OverCurrentSchema)` to create a new message.
  */
 export const OverCurrentSchema: GenMessage<OverCurrent> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 6);
+  messageDesc(file_skein_fleet_v1_fleet, 7);
 
 /**
  * Hold is an application on the device that holds updates off.
@@ -500,7 +613,7 @@ export type Hold = Message<"skein.fleet.v1.Hold"> & {
  * Use `create(HoldSchema)` to create a new message.
  */
 export const HoldSchema: GenMessage<Hold> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 7);
+  messageDesc(file_skein_fleet_v1_fleet, 8);
 
 /**
  * Crash is a start of the agent that ended without having been stopped.
@@ -576,7 +689,7 @@ export type Crash = Message<"skein.fleet.v1.Crash"> & {
  * Use `create(CrashSchema)` to create a new message.
  */
 export const CrashSchema: GenMessage<Crash> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 8);
+  messageDesc(file_skein_fleet_v1_fleet, 9);
 
 /**
  * @generated from message skein.fleet.v1.ListDeviceCrashesRequest
@@ -595,7 +708,7 @@ export type ListDeviceCrashesRequest = Message<"skein.fleet.v1.ListDeviceCrashes
  * Use `create(ListDeviceCrashesRequestSchema)` to create a new message.
  */
 export const ListDeviceCrashesRequestSchema: GenMessage<ListDeviceCrashesRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 9);
+  messageDesc(file_skein_fleet_v1_fleet, 10);
 
 /**
  * @generated from message skein.fleet.v1.ListDeviceCrashesResponse
@@ -614,7 +727,7 @@ export type ListDeviceCrashesResponse = Message<"skein.fleet.v1.ListDeviceCrashe
  * Use `create(ListDeviceCrashesResponseSchema)` to create a new message.
  */
 export const ListDeviceCrashesResponseSchema: GenMessage<ListDeviceCrashesResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 10);
+  messageDesc(file_skein_fleet_v1_fleet, 11);
 
 /**
  * @generated from message skein.fleet.v1.GetDeviceCrashRequest
@@ -636,7 +749,7 @@ export type GetDeviceCrashRequest = Message<"skein.fleet.v1.GetDeviceCrashReques
  * Use `create(GetDeviceCrashRequestSchema)` to create a new message.
  */
 export const GetDeviceCrashRequestSchema: GenMessage<GetDeviceCrashRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 11);
+  messageDesc(file_skein_fleet_v1_fleet, 12);
 
 /**
  * @generated from message skein.fleet.v1.GetDeviceCrashResponse
@@ -653,7 +766,7 @@ export type GetDeviceCrashResponse = Message<"skein.fleet.v1.GetDeviceCrashRespo
  * Use `create(GetDeviceCrashResponseSchema)` to create a new message.
  */
 export const GetDeviceCrashResponseSchema: GenMessage<GetDeviceCrashResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 12);
+  messageDesc(file_skein_fleet_v1_fleet, 13);
 
 /**
  * BootChain is what a machine with two root file systems says of its start.
@@ -715,7 +828,7 @@ export type BootChain = Message<"skein.fleet.v1.BootChain"> & {
  * Use `create(BootChainSchema)` to create a new message.
  */
 export const BootChainSchema: GenMessage<BootChain> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 13);
+  messageDesc(file_skein_fleet_v1_fleet, 14);
 
 /**
  * @generated from message skein.fleet.v1.BootSlot
@@ -758,7 +871,7 @@ export type BootSlot = Message<"skein.fleet.v1.BootSlot"> & {
  * Use `create(BootSlotSchema)` to create a new message.
  */
 export const BootSlotSchema: GenMessage<BootSlot> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 14);
+  messageDesc(file_skein_fleet_v1_fleet, 15);
 
 /**
  * BootFirmware is one entry of the firmware's table.
@@ -797,7 +910,7 @@ export type BootFirmware = Message<"skein.fleet.v1.BootFirmware"> & {
  * Use `create(BootFirmwareSchema)` to create a new message.
  */
 export const BootFirmwareSchema: GenMessage<BootFirmware> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 15);
+  messageDesc(file_skein_fleet_v1_fleet, 16);
 
 /**
  * @generated from message skein.fleet.v1.BootTrap
@@ -824,7 +937,7 @@ export type BootTrap = Message<"skein.fleet.v1.BootTrap"> & {
  * Use `create(BootTrapSchema)` to create a new message.
  */
 export const BootTrapSchema: GenMessage<BootTrap> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 16);
+  messageDesc(file_skein_fleet_v1_fleet, 17);
 
 /**
  * AgentSlots say which binary of the agent runs.
@@ -881,7 +994,7 @@ export type AgentSlots = Message<"skein.fleet.v1.AgentSlots"> & {
  * Use `create(AgentSlotsSchema)` to create a new message.
  */
 export const AgentSlotsSchema: GenMessage<AgentSlots> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 17);
+  messageDesc(file_skein_fleet_v1_fleet, 18);
 
 /**
  * What one way to blobs brought: peer, https, mqtt, child.
@@ -905,7 +1018,7 @@ export type SourceBytes = Message<"skein.fleet.v1.SourceBytes"> & {
  * Use `create(SourceBytesSchema)` to create a new message.
  */
 export const SourceBytesSchema: GenMessage<SourceBytes> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 18);
+  messageDesc(file_skein_fleet_v1_fleet, 19);
 
 /**
  * TransferState is a device under a policy of windows and allowances.
@@ -966,7 +1079,7 @@ export type TransferState = Message<"skein.fleet.v1.TransferState"> & {
  * Use `create(TransferStateSchema)` to create a new message.
  */
 export const TransferStateSchema: GenMessage<TransferState> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 19);
+  messageDesc(file_skein_fleet_v1_fleet, 20);
 
 /**
  * @generated from message skein.fleet.v1.AllowanceUse
@@ -1007,7 +1120,7 @@ export type AllowanceUse = Message<"skein.fleet.v1.AllowanceUse"> & {
  * Use `create(AllowanceUseSchema)` to create a new message.
  */
 export const AllowanceUseSchema: GenMessage<AllowanceUse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 20);
+  messageDesc(file_skein_fleet_v1_fleet, 21);
 
 /**
  * Reading is the latest value of one series.
@@ -1038,7 +1151,7 @@ export type Reading = Message<"skein.fleet.v1.Reading"> & {
  * Use `create(ReadingSchema)` to create a new message.
  */
 export const ReadingSchema: GenMessage<Reading> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 21);
+  messageDesc(file_skein_fleet_v1_fleet, 22);
 
 /**
  * @generated from message skein.fleet.v1.ListDevicesRequest
@@ -1082,7 +1195,7 @@ export type ListDevicesRequest = Message<"skein.fleet.v1.ListDevicesRequest"> & 
  * Use `create(ListDevicesRequestSchema)` to create a new message.
  */
 export const ListDevicesRequestSchema: GenMessage<ListDevicesRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 22);
+  messageDesc(file_skein_fleet_v1_fleet, 23);
 
 /**
  * @generated from message skein.fleet.v1.ListDevicesResponse
@@ -1109,7 +1222,7 @@ export type ListDevicesResponse = Message<"skein.fleet.v1.ListDevicesResponse"> 
  * Use `create(ListDevicesResponseSchema)` to create a new message.
  */
 export const ListDevicesResponseSchema: GenMessage<ListDevicesResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 23);
+  messageDesc(file_skein_fleet_v1_fleet, 24);
 
 /**
  * @generated from message skein.fleet.v1.GetDeviceRequest
@@ -1128,7 +1241,7 @@ export type GetDeviceRequest = Message<"skein.fleet.v1.GetDeviceRequest"> & {
  * Use `create(GetDeviceRequestSchema)` to create a new message.
  */
 export const GetDeviceRequestSchema: GenMessage<GetDeviceRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 24);
+  messageDesc(file_skein_fleet_v1_fleet, 25);
 
 /**
  * @generated from message skein.fleet.v1.GetDeviceResponse
@@ -1150,7 +1263,7 @@ export type GetDeviceResponse = Message<"skein.fleet.v1.GetDeviceResponse"> & {
  * Use `create(GetDeviceResponseSchema)` to create a new message.
  */
 export const GetDeviceResponseSchema: GenMessage<GetDeviceResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 25);
+  messageDesc(file_skein_fleet_v1_fleet, 26);
 
 /**
  * @generated from message skein.fleet.v1.WatchDeviceRequest
@@ -1167,7 +1280,7 @@ export type WatchDeviceRequest = Message<"skein.fleet.v1.WatchDeviceRequest"> & 
  * Use `create(WatchDeviceRequestSchema)` to create a new message.
  */
 export const WatchDeviceRequestSchema: GenMessage<WatchDeviceRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 26);
+  messageDesc(file_skein_fleet_v1_fleet, 27);
 
 /**
  * @generated from message skein.fleet.v1.WatchDeviceResponse
@@ -1189,7 +1302,7 @@ export type WatchDeviceResponse = Message<"skein.fleet.v1.WatchDeviceResponse"> 
  * Use `create(WatchDeviceResponseSchema)` to create a new message.
  */
 export const WatchDeviceResponseSchema: GenMessage<WatchDeviceResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 27);
+  messageDesc(file_skein_fleet_v1_fleet, 28);
 
 /**
  * @generated from message skein.fleet.v1.WatchFleetRequest
@@ -1206,7 +1319,7 @@ export type WatchFleetRequest = Message<"skein.fleet.v1.WatchFleetRequest"> & {
  * Use `create(WatchFleetRequestSchema)` to create a new message.
  */
 export const WatchFleetRequestSchema: GenMessage<WatchFleetRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 28);
+  messageDesc(file_skein_fleet_v1_fleet, 29);
 
 /**
  * @generated from message skein.fleet.v1.WatchFleetResponse
@@ -1228,7 +1341,7 @@ export type WatchFleetResponse = Message<"skein.fleet.v1.WatchFleetResponse"> & 
  * Use `create(WatchFleetResponseSchema)` to create a new message.
  */
 export const WatchFleetResponseSchema: GenMessage<WatchFleetResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 29);
+  messageDesc(file_skein_fleet_v1_fleet, 30);
 
 /**
  * @generated from message skein.fleet.v1.Count
@@ -1250,7 +1363,7 @@ export type Count = Message<"skein.fleet.v1.Count"> & {
  * Use `create(CountSchema)` to create a new message.
  */
 export const CountSchema: GenMessage<Count> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 30);
+  messageDesc(file_skein_fleet_v1_fleet, 31);
 
 /**
  * @generated from message skein.fleet.v1.FleetStatus
@@ -1314,7 +1427,7 @@ export type FleetStatus = Message<"skein.fleet.v1.FleetStatus"> & {
  * Use `create(FleetStatusSchema)` to create a new message.
  */
 export const FleetStatusSchema: GenMessage<FleetStatus> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 31);
+  messageDesc(file_skein_fleet_v1_fleet, 32);
 
 /**
  * @generated from message skein.fleet.v1.GetFleetStatusRequest
@@ -1331,7 +1444,7 @@ export type GetFleetStatusRequest = Message<"skein.fleet.v1.GetFleetStatusReques
  * Use `create(GetFleetStatusRequestSchema)` to create a new message.
  */
 export const GetFleetStatusRequestSchema: GenMessage<GetFleetStatusRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 32);
+  messageDesc(file_skein_fleet_v1_fleet, 33);
 
 /**
  * @generated from message skein.fleet.v1.GetFleetStatusResponse
@@ -1348,7 +1461,7 @@ export type GetFleetStatusResponse = Message<"skein.fleet.v1.GetFleetStatusRespo
  * Use `create(GetFleetStatusResponseSchema)` to create a new message.
  */
 export const GetFleetStatusResponseSchema: GenMessage<GetFleetStatusResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 33);
+  messageDesc(file_skein_fleet_v1_fleet, 34);
 
 /**
  * @generated from message skein.fleet.v1.ExplainDeviceRequest
@@ -1365,7 +1478,7 @@ export type ExplainDeviceRequest = Message<"skein.fleet.v1.ExplainDeviceRequest"
  * Use `create(ExplainDeviceRequestSchema)` to create a new message.
  */
 export const ExplainDeviceRequestSchema: GenMessage<ExplainDeviceRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 34);
+  messageDesc(file_skein_fleet_v1_fleet, 35);
 
 /**
  * @generated from message skein.fleet.v1.ExplainDeviceResponse
@@ -1389,7 +1502,7 @@ export type ExplainDeviceResponse = Message<"skein.fleet.v1.ExplainDeviceRespons
  * Use `create(ExplainDeviceResponseSchema)` to create a new message.
  */
 export const ExplainDeviceResponseSchema: GenMessage<ExplainDeviceResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 35);
+  messageDesc(file_skein_fleet_v1_fleet, 36);
 
 /**
  * @generated from message skein.fleet.v1.DeviceEvent
@@ -1438,7 +1551,7 @@ export type DeviceEvent = Message<"skein.fleet.v1.DeviceEvent"> & {
  * Use `create(DeviceEventSchema)` to create a new message.
  */
 export const DeviceEventSchema: GenMessage<DeviceEvent> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 36);
+  messageDesc(file_skein_fleet_v1_fleet, 37);
 
 /**
  * @generated from message skein.fleet.v1.ListDeviceEventsRequest
@@ -1460,7 +1573,7 @@ export type ListDeviceEventsRequest = Message<"skein.fleet.v1.ListDeviceEventsRe
  * Use `create(ListDeviceEventsRequestSchema)` to create a new message.
  */
 export const ListDeviceEventsRequestSchema: GenMessage<ListDeviceEventsRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 37);
+  messageDesc(file_skein_fleet_v1_fleet, 38);
 
 /**
  * @generated from message skein.fleet.v1.ListDeviceEventsResponse
@@ -1477,7 +1590,7 @@ export type ListDeviceEventsResponse = Message<"skein.fleet.v1.ListDeviceEventsR
  * Use `create(ListDeviceEventsResponseSchema)` to create a new message.
  */
 export const ListDeviceEventsResponseSchema: GenMessage<ListDeviceEventsResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 38);
+  messageDesc(file_skein_fleet_v1_fleet, 39);
 
 /**
  * @generated from message skein.fleet.v1.ApproveDeviceRequest
@@ -1494,7 +1607,7 @@ export type ApproveDeviceRequest = Message<"skein.fleet.v1.ApproveDeviceRequest"
  * Use `create(ApproveDeviceRequestSchema)` to create a new message.
  */
 export const ApproveDeviceRequestSchema: GenMessage<ApproveDeviceRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 39);
+  messageDesc(file_skein_fleet_v1_fleet, 40);
 
 /**
  * @generated from message skein.fleet.v1.ApproveDeviceResponse
@@ -1511,7 +1624,7 @@ export type ApproveDeviceResponse = Message<"skein.fleet.v1.ApproveDeviceRespons
  * Use `create(ApproveDeviceResponseSchema)` to create a new message.
  */
 export const ApproveDeviceResponseSchema: GenMessage<ApproveDeviceResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 40);
+  messageDesc(file_skein_fleet_v1_fleet, 41);
 
 /**
  * @generated from message skein.fleet.v1.RevokeDeviceRequest
@@ -1533,7 +1646,7 @@ export type RevokeDeviceRequest = Message<"skein.fleet.v1.RevokeDeviceRequest"> 
  * Use `create(RevokeDeviceRequestSchema)` to create a new message.
  */
 export const RevokeDeviceRequestSchema: GenMessage<RevokeDeviceRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 41);
+  messageDesc(file_skein_fleet_v1_fleet, 42);
 
 /**
  * @generated from message skein.fleet.v1.RevokeDeviceResponse
@@ -1555,7 +1668,7 @@ export type RevokeDeviceResponse = Message<"skein.fleet.v1.RevokeDeviceResponse"
  * Use `create(RevokeDeviceResponseSchema)` to create a new message.
  */
 export const RevokeDeviceResponseSchema: GenMessage<RevokeDeviceResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 42);
+  messageDesc(file_skein_fleet_v1_fleet, 43);
 
 /**
  * @generated from message skein.fleet.v1.ReplaceDeviceRequest
@@ -1577,7 +1690,7 @@ export type ReplaceDeviceRequest = Message<"skein.fleet.v1.ReplaceDeviceRequest"
  * Use `create(ReplaceDeviceRequestSchema)` to create a new message.
  */
 export const ReplaceDeviceRequestSchema: GenMessage<ReplaceDeviceRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 43);
+  messageDesc(file_skein_fleet_v1_fleet, 44);
 
 /**
  * @generated from message skein.fleet.v1.ReplaceDeviceResponse
@@ -1594,7 +1707,7 @@ export type ReplaceDeviceResponse = Message<"skein.fleet.v1.ReplaceDeviceRespons
  * Use `create(ReplaceDeviceResponseSchema)` to create a new message.
  */
 export const ReplaceDeviceResponseSchema: GenMessage<ReplaceDeviceResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 44);
+  messageDesc(file_skein_fleet_v1_fleet, 45);
 
 /**
  * @generated from message skein.fleet.v1.LabelDeviceRequest
@@ -1640,7 +1753,7 @@ export type LabelDeviceRequest = Message<"skein.fleet.v1.LabelDeviceRequest"> & 
  * Use `create(LabelDeviceRequestSchema)` to create a new message.
  */
 export const LabelDeviceRequestSchema: GenMessage<LabelDeviceRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 45);
+  messageDesc(file_skein_fleet_v1_fleet, 46);
 
 /**
  * @generated from message skein.fleet.v1.LabelDeviceResponse
@@ -1657,7 +1770,7 @@ export type LabelDeviceResponse = Message<"skein.fleet.v1.LabelDeviceResponse"> 
  * Use `create(LabelDeviceResponseSchema)` to create a new message.
  */
 export const LabelDeviceResponseSchema: GenMessage<LabelDeviceResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 46);
+  messageDesc(file_skein_fleet_v1_fleet, 47);
 
 /**
  * @generated from message skein.fleet.v1.AssignReleaseRequest
@@ -1688,7 +1801,7 @@ export type AssignReleaseRequest = Message<"skein.fleet.v1.AssignReleaseRequest"
  * Use `create(AssignReleaseRequestSchema)` to create a new message.
  */
 export const AssignReleaseRequestSchema: GenMessage<AssignReleaseRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 47);
+  messageDesc(file_skein_fleet_v1_fleet, 48);
 
 /**
  * @generated from message skein.fleet.v1.AssignReleaseResponse
@@ -1705,7 +1818,7 @@ export type AssignReleaseResponse = Message<"skein.fleet.v1.AssignReleaseRespons
  * Use `create(AssignReleaseResponseSchema)` to create a new message.
  */
 export const AssignReleaseResponseSchema: GenMessage<AssignReleaseResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 48);
+  messageDesc(file_skein_fleet_v1_fleet, 49);
 
 /**
  * @generated from message skein.fleet.v1.ConfirmGenerationRequest
@@ -1722,7 +1835,7 @@ export type ConfirmGenerationRequest = Message<"skein.fleet.v1.ConfirmGeneration
  * Use `create(ConfirmGenerationRequestSchema)` to create a new message.
  */
 export const ConfirmGenerationRequestSchema: GenMessage<ConfirmGenerationRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 49);
+  messageDesc(file_skein_fleet_v1_fleet, 50);
 
 /**
  * @generated from message skein.fleet.v1.ConfirmGenerationResponse
@@ -1739,7 +1852,7 @@ export type ConfirmGenerationResponse = Message<"skein.fleet.v1.ConfirmGeneratio
  * Use `create(ConfirmGenerationResponseSchema)` to create a new message.
  */
 export const ConfirmGenerationResponseSchema: GenMessage<ConfirmGenerationResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 50);
+  messageDesc(file_skein_fleet_v1_fleet, 51);
 
 /**
  * @generated from message skein.fleet.v1.Token
@@ -1803,7 +1916,7 @@ export type Token = Message<"skein.fleet.v1.Token"> & {
  * Use `create(TokenSchema)` to create a new message.
  */
 export const TokenSchema: GenMessage<Token> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 51);
+  messageDesc(file_skein_fleet_v1_fleet, 52);
 
 /**
  * @generated from message skein.fleet.v1.CreateTokensRequest
@@ -1862,7 +1975,7 @@ export type CreateTokensRequest = Message<"skein.fleet.v1.CreateTokensRequest"> 
  * Use `create(CreateTokensRequestSchema)` to create a new message.
  */
 export const CreateTokensRequestSchema: GenMessage<CreateTokensRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 52);
+  messageDesc(file_skein_fleet_v1_fleet, 53);
 
 /**
  * @generated from message skein.fleet.v1.CreatedToken
@@ -1886,7 +1999,7 @@ export type CreatedToken = Message<"skein.fleet.v1.CreatedToken"> & {
  * Use `create(CreatedTokenSchema)` to create a new message.
  */
 export const CreatedTokenSchema: GenMessage<CreatedToken> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 53);
+  messageDesc(file_skein_fleet_v1_fleet, 54);
 
 /**
  * @generated from message skein.fleet.v1.CreateTokensResponse
@@ -1903,7 +2016,7 @@ export type CreateTokensResponse = Message<"skein.fleet.v1.CreateTokensResponse"
  * Use `create(CreateTokensResponseSchema)` to create a new message.
  */
 export const CreateTokensResponseSchema: GenMessage<CreateTokensResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 54);
+  messageDesc(file_skein_fleet_v1_fleet, 55);
 
 /**
  * @generated from message skein.fleet.v1.ListTokensRequest
@@ -1916,7 +2029,7 @@ export type ListTokensRequest = Message<"skein.fleet.v1.ListTokensRequest"> & {
  * Use `create(ListTokensRequestSchema)` to create a new message.
  */
 export const ListTokensRequestSchema: GenMessage<ListTokensRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 55);
+  messageDesc(file_skein_fleet_v1_fleet, 56);
 
 /**
  * @generated from message skein.fleet.v1.ListTokensResponse
@@ -1933,7 +2046,7 @@ export type ListTokensResponse = Message<"skein.fleet.v1.ListTokensResponse"> & 
  * Use `create(ListTokensResponseSchema)` to create a new message.
  */
 export const ListTokensResponseSchema: GenMessage<ListTokensResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 56);
+  messageDesc(file_skein_fleet_v1_fleet, 57);
 
 /**
  * @generated from message skein.fleet.v1.RevokeTokenRequest
@@ -1950,7 +2063,7 @@ export type RevokeTokenRequest = Message<"skein.fleet.v1.RevokeTokenRequest"> & 
  * Use `create(RevokeTokenRequestSchema)` to create a new message.
  */
 export const RevokeTokenRequestSchema: GenMessage<RevokeTokenRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 57);
+  messageDesc(file_skein_fleet_v1_fleet, 58);
 
 /**
  * @generated from message skein.fleet.v1.RevokeTokenResponse
@@ -1967,7 +2080,7 @@ export type RevokeTokenResponse = Message<"skein.fleet.v1.RevokeTokenResponse"> 
  * Use `create(RevokeTokenResponseSchema)` to create a new message.
  */
 export const RevokeTokenResponseSchema: GenMessage<RevokeTokenResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 58);
+  messageDesc(file_skein_fleet_v1_fleet, 59);
 
 /**
  * @generated from message skein.fleet.v1.Parameter
@@ -2008,7 +2121,7 @@ export type Parameter = Message<"skein.fleet.v1.Parameter"> & {
  * Use `create(ParameterSchema)` to create a new message.
  */
 export const ParameterSchema: GenMessage<Parameter> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 59);
+  messageDesc(file_skein_fleet_v1_fleet, 60);
 
 /**
  * @generated from message skein.fleet.v1.SetParametersRequest
@@ -2032,7 +2145,7 @@ export type SetParametersRequest = Message<"skein.fleet.v1.SetParametersRequest"
  * Use `create(SetParametersRequestSchema)` to create a new message.
  */
 export const SetParametersRequestSchema: GenMessage<SetParametersRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 60);
+  messageDesc(file_skein_fleet_v1_fleet, 61);
 
 /**
  * @generated from message skein.fleet.v1.SetParametersResponse
@@ -2051,7 +2164,7 @@ export type SetParametersResponse = Message<"skein.fleet.v1.SetParametersRespons
  * Use `create(SetParametersResponseSchema)` to create a new message.
  */
 export const SetParametersResponseSchema: GenMessage<SetParametersResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 61);
+  messageDesc(file_skein_fleet_v1_fleet, 62);
 
 /**
  * @generated from message skein.fleet.v1.ListParametersRequest
@@ -2070,7 +2183,7 @@ export type ListParametersRequest = Message<"skein.fleet.v1.ListParametersReques
  * Use `create(ListParametersRequestSchema)` to create a new message.
  */
 export const ListParametersRequestSchema: GenMessage<ListParametersRequest> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 62);
+  messageDesc(file_skein_fleet_v1_fleet, 63);
 
 /**
  * @generated from message skein.fleet.v1.ListParametersResponse
@@ -2087,7 +2200,7 @@ export type ListParametersResponse = Message<"skein.fleet.v1.ListParametersRespo
  * Use `create(ListParametersResponseSchema)` to create a new message.
  */
 export const ListParametersResponseSchema: GenMessage<ListParametersResponse> = /*@__PURE__*/
-  messageDesc(file_skein_fleet_v1_fleet, 63);
+  messageDesc(file_skein_fleet_v1_fleet, 64);
 
 /**
  * @generated from enum skein.fleet.v1.DeviceState
