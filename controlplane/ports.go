@@ -96,7 +96,7 @@ func (s *Server) people() http.Handler {
 
 // mountApps adds what stands above the fleet: artifacts, releases, rollouts, series.
 func (s *Server) mountApps(mux *http.ServeMux) {
-	rpc.MountApps(mux, rpc.AppDeps{Store: s.db, Collect: s.collect, Catalog: s.catalog, Conductor: s.rollout, Fleet: s.fleet, Guard: s.guard, Logger: s.logger,
+	rpc.MountApps(mux, rpc.AppDeps{Store: s.db, Collect: s.collect, Catalog: s.catalog, Conductor: s.rollout, Fleet: s.fleet, Builds: s.builds, Guard: s.guard, Logger: s.logger,
 		Trust: s.trust, Signer: s.cfg.Signer, Now: s.now})
 	mux.Handle("/v2/", s.guard.Protect(auth.Viewer, auth.Operator, defaultTenant(s.images)))
 	mux.Handle("GET /tuf/", s.guard.Protect(auth.Viewer, auth.Viewer, s.catalog.TUF()))

@@ -34,12 +34,12 @@ func (a *app) releaseCreateCmd() *cobra.Command {
 	var soak time.Duration
 	var params []string
 	var machine machineFlags
-	var workload, image string
+	var workload, image, recipe string
 	c := &cobra.Command{
 		Use: "create NAME", Short: "make a signed release from a model version", Args: args(cobra.ExactArgs(1)),
 		Long: "Writes an OCI image index with one manifest per target, lists it in the TUF targets and signs.\nParameter types: string, int, float, bool, url, secret.\n" +
 			"With --image the model is served in a container: each target gets the image of its platform. --workload says how it is served (docs/containers.md); without either it is the server command that devices are set up with.",
-		Example: "  skein release create meter --model meter@1\n  skein release create meter --model meter@2 --param camera_url:url! --param threshold:float=0.8 --soak 30s\n" +
+		Example: "  skein release create meter --model meter@1\n  skein release create meter --model meter@1 --recipe fp16\n  skein release create meter --model meter@2 --param camera_url:url! --param threshold:float=0.8 --soak 30s\n" +
 			"  skein release create meter --model meter@2 --image triton:25.08 --workload workload.json",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Name = args[0]
@@ -66,6 +66,11 @@ func (a *app) releaseCreateCmd() *cobra.Command {
 					return err
 				}
 			}
+			if recipe != "" {
+				if req.Recipe, err = recipeText(recipe); err != nil {
+					return err
+				}
+			}
 			r, err := a.releases().CreateRelease(cmd.Context(), req)
 			if err != nil {
 				return err
@@ -81,12 +86,14 @@ func (a *app) releaseCreateCmd() *cobra.Command {
 	f.BoolVar(&req.Auto, "auto", false, "list it with no hand, within the policy signed for the model")
 	f.StringArrayVar(&machine.agents, "agent-binary", nil, "agent that devices switch to with this release: FILE, or FILE:TARGET for one target")
 	f.StringArrayVar(&machine.images, "os-image", nil, "image for the idle root file system slot and the target that it leads to: FILE:TARGET:TARGET-AFTER, or FILE::TARGET-AFTER")
+	f.StringVar(&recipe, "recipe", "", "targets with TensorRT get engines of this recipe: fp32, fp16, int8, best, a name or a file; default is the ONNX file for all")
 	f.StringVar(&image, "image", "", "container image that serves the model: of the registry here (NAME:TAG, NAME@DIGEST), or a file, which is pushed first")
 	f.StringVar(&workload, "workload", "", "workload.json, how the model is served")
 	f.StringArrayVar(&req.WorkloadTargets, "workload-target", nil, "target that gets --workload and --image; default is every target of the release")
 	f.DurationVar(&soak, "soak", 0, "how long a device watches the release before it commits")
 	_ = c.MarkFlagRequired("model")
 	a.offerFlag(c, "model", a.modelNames)
+	a.offerFlag(c, "recipe", a.recipeNames)
 	noFiles(c, "version", "target", "param", "soak")
 	return c
 }
@@ -104,7 +111,7 @@ func releaseDetails(w io.Writer, r *releasev1.Release) {
 	row(w, "created", stamp(r.GetCreated())+" by "+r.GetCreatedBy())
 	row(w, "running", fmt.Sprintf("%d devices", r.GetRunning()))
 	for _, t := range r.GetTargets() {
-		row(w, "target", t.GetTarget()+"  "+short(t.GetManifestDigest())+"  "+size(t.GetBytes())+brings(r, t.GetTarget()))
+		row(w, "target", t.GetTarget()+"  "+short(t.GetManifestDigest())+"  "+size(t.GetBytes())+engineOf(t)+brings(r, t.GetTarget()))
 	}
 	workloadRows(w, r)
 	for _, p := range r.GetParameters() {
@@ -117,6 +124,14 @@ func releaseDetails(w io.Writer, r *releasev1.Release) {
 		}
 		row(w, "parameter", text)
 	}
+}
+
+// engineOf says that a target gets an engine.
+func engineOf(t *releasev1.TargetManifest) string {
+	if t.GetEngineDigest() == "" {
+		return ""
+	}
+	return "  engine " + short(t.GetEngineDigest())
 }
 
 // runningText counts devices, or says that no device can run it yet.

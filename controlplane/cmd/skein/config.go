@@ -13,6 +13,7 @@ import (
 	"github.com/skein-fleet/skein/proto/gen/skein/artifact/v1/artifactv1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/audit/v1/auditv1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/auth/v1/authv1connect"
+	"github.com/skein-fleet/skein/proto/gen/skein/build/v1/buildv1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/fleet/v1/fleetv1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/release/v1/releasev1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/rollout/v1/rolloutv1connect"
@@ -105,6 +106,10 @@ func (a *app) models() artifactv1connect.ModelServiceClient {
 
 func (a *app) releases() releasev1connect.ReleaseServiceClient {
 	return releasev1connect.NewReleaseServiceClient(a.http(), a.config.server)
+}
+
+func (a *app) builds() buildv1connect.BuildServiceClient {
+	return buildv1connect.NewBuildServiceClient(a.http(), a.config.server)
 }
 
 func (a *app) rollouts() rolloutv1connect.RolloutServiceClient {

@@ -34,6 +34,7 @@ const (
 	exitConflict    = 5
 	exitUnreachable = 6
 	exitRollout     = 7
+	exitBuild       = 8
 	exitInterrupted = 130
 )
 
@@ -105,7 +106,7 @@ func (a *app) root() *cobra.Command {
   skein release create meter --model meter@1
   skein rollout start --release meter@1 --watch`,
 		a.loginCmd(), a.contextCmd(), a.whoamiCmd(), a.deviceCmd(), a.fleetCmd(), a.tokenCmd(), a.paramCmd(), a.policyCmd(),
-		a.modelCmd(), a.releaseCmd(), a.imageCmd(), a.artifactCmd(), a.rolloutCmd(), a.auditCmd(), a.credentialCmd(), a.trustCmd())
+		a.modelCmd(), a.recipeCmd(), a.engineCmd(), a.releaseCmd(), a.imageCmd(), a.artifactCmd(), a.rolloutCmd(), a.auditCmd(), a.credentialCmd(), a.trustCmd())
 	cmd.Long = `skein ships models to a fleet of NVIDIA Jetsons, watches how they do, and
 takes them back when they go wrong.
 
@@ -118,6 +119,7 @@ Exit codes:
   5    conflict: the state of the thing forbids it
   6    the server cannot be reached, or is not skeind
   7    a watched rollout ended without success
+  8    an engine that was waited for was not built
   130  interrupted`
 	cmd.SilenceUsage, cmd.SilenceErrors = true, true
 	cmd.Version = version
@@ -207,6 +209,9 @@ func (a *app) classify(ctx context.Context, err error) (code int, text, hint str
 	}
 	if _, ok := errors.AsType[rolloutError](err); ok {
 		return exitRollout, text, hint
+	}
+	if _, ok := errors.AsType[buildError](err); ok {
+		return exitBuild, text, "skein engine explain says why"
 	}
 	if ctx.Err() != nil {
 		return exitInterrupted, "interrupted", ""

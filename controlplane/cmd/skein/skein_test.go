@@ -63,7 +63,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve": serve, "unserve": unserve, "code": exitCode, "json": wantJSON, "capture": capture, "devices": addDevices, "enrol": enrol,
 			"site": moveSite, "trust": placeTrust, "report": report, "event": event, "crash": crash, "model": writeModel, "envfile": envFile, "await": await, "flaky": flaky, "heal": heal, "stranger": startStranger,
-			"image": writeImage, "fetcher": buildFetcher, "web": serveFolder,
+			"image": writeImage, "builder": startBuilder, "await-engine": awaitEngine, "fetcher": buildFetcher, "web": serveFolder,
 		},
 	})
 }

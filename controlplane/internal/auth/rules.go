@@ -4,6 +4,7 @@ import (
 	"github.com/skein-fleet/skein/proto/gen/skein/artifact/v1/artifactv1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/audit/v1/auditv1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/auth/v1/authv1connect"
+	"github.com/skein-fleet/skein/proto/gen/skein/build/v1/buildv1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/enroll/v1/enrollv1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/fleet/v1/fleetv1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/policy/v1/policyv1connect"
@@ -84,6 +85,17 @@ func Rules() map[string]Rule {
 		rolloutv1connect.RolloutServiceAbortRolloutProcedure:   operate,
 		rolloutv1connect.RolloutServiceApproveWaveProcedure:    operate,
 		rolloutv1connect.RolloutServiceExplainRolloutProcedure: read,
+
+		buildv1connect.BuildServiceGetMatrixProcedure:     read,
+		buildv1connect.BuildServiceBuildEnginesProcedure:  operate,
+		buildv1connect.BuildServiceListBuildsProcedure:    read,
+		buildv1connect.BuildServiceGetEngineProcedure:     read,
+		buildv1connect.BuildServiceExplainEngineProcedure: read,
+		buildv1connect.BuildServiceCancelBuildProcedure:   operate,
+		buildv1connect.BuildServiceWatchLogProcedure:      read,
+		buildv1connect.BuildServicePushRecipeProcedure:    operate,
+		buildv1connect.BuildServiceListRecipesProcedure:   read,
+		buildv1connect.BuildServiceGetRecipeProcedure:     read,
 
 		trustv1connect.TrustServiceGetTrustProcedure:        read,
 		trustv1connect.TrustServiceProposeMetadataProcedure: administer,

@@ -171,6 +171,16 @@ func (q *Queue) stand(tenant, device string, now time.Time) wire.BuildLease {
 	return q.none(tenant, device, now, "")
 }
 
+// greet tells a builder where it stands, and to ask at once when there is
+// something for it; mu is held.
+func (q *Queue) greet(v fleet.View, now time.Time) {
+	l := q.stand(v.Tenant, v.ID, now)
+	if l.State == wire.LeaseNone && q.pick(v, "", now) != nil {
+		l.Every = 1
+	}
+	q.tell(v.Tenant, v.ID, l)
+}
+
 func (q *Queue) none(tenant, device string, now time.Time, why string) wire.BuildLease {
 	return wire.BuildLease{Device: device, Tenant: tenant, State: wire.LeaseNone, IssuedAt: now.UnixMilli(), ExpiresAt: now.Add(q.cfg.Life).Unix(),
 		Every: int64(max(time.Second, q.cfg.Ask) / time.Second), Message: why}

@@ -28,7 +28,7 @@ func (q *Queue) Hello(tenant, device string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if err == nil && isBuilder(v) {
-		q.tell(tenant, device, q.stand(tenant, device, q.cfg.Now()))
+		q.greet(v, q.cfg.Now())
 	}
 }
 

@@ -238,7 +238,7 @@ func (q *Queue) Tick(ctx context.Context) error {
 	for _, tenant := range q.tenants() {
 		for _, v := range q.cfg.Fleet.Capable(tenant, Capability) {
 			if v.Online && q.silent(v, now) {
-				q.tell(v.Tenant, v.ID, q.stand(v.Tenant, v.ID, now))
+				q.greet(v, now)
 			}
 		}
 	}

@@ -39,8 +39,11 @@ func (q *Queue) PushRecipe(ctx context.Context, tenant, name string, text []byte
 	if !recipeRE.MatchString(name) || slices.Contains(presets, name) {
 		return Recipe{}, fmt.Errorf("%w: recipe name %q: want small letters, digits and . _ -, and none of %s", ErrInvalid, name, strings.Join(presets, ", "))
 	}
-	r, err := q.keepRecipe(text)
+	r, err := q.readRecipe(text)
 	if err != nil {
+		return Recipe{}, err
+	}
+	if _, err := q.cfg.Blobs.PutBytes(r.Text); err != nil {
 		return Recipe{}, err
 	}
 	r.Recipe = store.Recipe{Tenant: tenant, Name: name, Digest: r.Digest, Created: q.cfg.Now(), CreatedBy: store.Actor(ctx)}
@@ -57,9 +60,8 @@ func (q *Queue) PushRecipe(ctx context.Context, tenant, name string, text []byte
 	return r, err
 }
 
-// keepRecipe reads a recipe, checks that the blobs that it names are here and
-// stores its canonical form.
-func (q *Queue) keepRecipe(text []byte) (Recipe, error) {
+// readRecipe reads a recipe and checks that the blobs that it names are here.
+func (q *Queue) readRecipe(text []byte) (Recipe, error) {
 	r, err := engine.ParseRecipe(text)
 	if err != nil {
 		return Recipe{}, fmt.Errorf("%w: %w", ErrInvalid, err)
@@ -80,8 +82,7 @@ func (q *Queue) keepRecipe(text []byte) (Recipe, error) {
 	if err != nil {
 		return Recipe{}, err
 	}
-	d, err := q.cfg.Blobs.PutBytes(canonical)
-	return Recipe{Recipe: store.Recipe{Digest: string(d)}, Parsed: r, Text: canonical}, err
+	return Recipe{Recipe: store.Recipe{Digest: string(ota.DigestOf(canonical))}, Parsed: r, Text: canonical}, nil
 }
 
 // Recipe finds a recipe: a precision, a name, a digest of one that is known, or
@@ -91,19 +92,14 @@ func (q *Queue) Recipe(ctx context.Context, tenant, text string) (Recipe, error)
 	case trimmed == "":
 		return Recipe{}, fmt.Errorf("%w: no recipe: give one of %s, a name of `skein recipe list` or a file", ErrInvalid, strings.Join(presets, ", "))
 	case strings.HasPrefix(trimmed, "{"):
-		r, err := q.keepRecipe([]byte(text))
+		r, err := q.readRecipe([]byte(text))
 		if err != nil {
 			return Recipe{}, err
 		}
 		r.Name = r.Parsed.String()
 		return r, nil
 	case slices.Contains(presets, trimmed):
-		r, err := preset(trimmed)
-		if err != nil {
-			return Recipe{}, err
-		}
-		_, err = q.cfg.Blobs.PutBytes(r.Text)
-		return r, err
+		return preset(trimmed)
 	}
 	all, err := q.Recipes(ctx, tenant)
 	if err != nil {

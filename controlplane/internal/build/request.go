@@ -45,6 +45,9 @@ func (q *Queue) Build(ctx context.Context, r Request) ([]Cell, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, err := q.cfg.Blobs.PutBytes(recipe.Text); err != nil {
+		return nil, err
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	var added []store.Build

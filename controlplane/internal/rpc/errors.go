@@ -9,6 +9,7 @@ import (
 
 	"github.com/skein-fleet/skein/controlplane/internal/auth"
 	"github.com/skein-fleet/skein/controlplane/internal/blobs"
+	"github.com/skein-fleet/skein/controlplane/internal/build"
 	"github.com/skein-fleet/skein/controlplane/internal/conductor"
 	"github.com/skein-fleet/skein/controlplane/internal/enroll"
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
@@ -56,6 +57,11 @@ func codes() []struct {
 		{release.ErrInvalid, connect.CodeInvalidArgument},
 		{release.ErrExists, connect.CodeAlreadyExists},
 		{release.ErrUnsigned, connect.CodeFailedPrecondition},
+
+		{build.ErrUnknown, connect.CodeNotFound},
+		{build.ErrInvalid, connect.CodeInvalidArgument},
+		{build.ErrExists, connect.CodeAlreadyExists},
+		{build.ErrState, connect.CodeFailedPrecondition},
 
 		{trust.ErrDraftChanged, connect.CodeAborted},
 		{trust.ErrBadDraft, connect.CodeInvalidArgument},

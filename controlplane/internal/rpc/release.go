@@ -51,6 +51,9 @@ func (s *releaseService) message(r store.Release, running int32) (*releasev1.Rel
 	m, err := releaseMessage(r, running)
 	if err == nil {
 		m.AgentTargets, m.OsTargets = s.Catalog.Machine(r.Tenant, ota.Digest(r.Digest))
+		for _, t := range m.Targets {
+			t.EngineDigest = s.planOf(r.Tenant, ota.Digest(r.Digest), t.GetTarget())
+		}
 		m.Pending = s.Catalog.Pending(r.Tenant, ota.Digest(r.Digest))
 		for _, w := range s.Catalog.Workloads(r.Tenant, ota.Digest(r.Digest)) {
 			m.Workloads = append(m.Workloads, workloadMessage(w))
@@ -65,7 +68,7 @@ func (s *releaseService) CreateRelease(ctx context.Context, req *releasev1.Creat
 	}
 	q := release.Request{Tenant: auth.Tenant(ctx), Name: req.GetName(), Version: req.GetVersion(), Model: req.GetModel(), Targets: req.GetTargets(),
 		Soak: time.Duration(req.GetSoakSeconds()) * time.Second, By: store.Actor(ctx), Auto: req.GetAuto(),
-		Workload: req.GetWorkload(), Image: req.GetImage(), WorkloadTargets: req.GetWorkloadTargets()}
+		Workload: req.GetWorkload(), Image: req.GetImage(), Recipe: req.GetRecipe(), WorkloadTargets: req.GetWorkloadTargets()}
 	for _, p := range req.GetParameters() {
 		q.Parameters = append(q.Parameters, manifest.ParamDecl{Key: p.GetKey(), Type: p.GetType(), Default: p.GetDefault(), Description: p.GetDescription(), Required: p.GetRequired()})
 	}

@@ -106,8 +106,10 @@ type TargetManifest struct {
 	Target         string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
 	ManifestDigest string                 `protobuf:"bytes,2,opt,name=manifest_digest,json=manifestDigest,proto3" json:"manifest_digest,omitempty"`
 	Bytes          int64                  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Digest of the engine that it brings; empty: the ONNX file.
+	EngineDigest  string `protobuf:"bytes,160,opt,name=engine_digest,json=engineDigest,proto3" json:"engine_digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TargetManifest) Reset() {
@@ -159,6 +161,13 @@ func (x *TargetManifest) GetBytes() int64 {
 		return x.Bytes
 	}
 	return 0
+}
+
+func (x *TargetManifest) GetEngineDigest() string {
+	if x != nil {
+		return x.EngineDigest
+	}
+	return ""
 }
 
 type Release struct {
@@ -465,8 +474,12 @@ type CreateReleaseRequest struct {
 	// Targets of the release that get both; empty: all. The others use the server
 	// that their devices are set up with.
 	WorkloadTargets []string `protobuf:"bytes,182,rep,name=workload_targets,json=workloadTargets,proto3" json:"workload_targets,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Recipe of the engines that targets with TensorRT get: fp32, fp16, int8, best,
+	// or a name or digest of skein.build.v1. Empty: all targets get the ONNX file.
+	// A target without a proven engine is an error that says what to do.
+	Recipe        string `protobuf:"bytes,160,opt,name=recipe,proto3" json:"recipe,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateReleaseRequest) Reset() {
@@ -574,6 +587,13 @@ func (x *CreateReleaseRequest) GetWorkloadTargets() []string {
 		return x.WorkloadTargets
 	}
 	return nil
+}
+
+func (x *CreateReleaseRequest) GetRecipe() string {
+	if x != nil {
+		return x.Recipe
+	}
+	return ""
 }
 
 // MachineLayer is an agent binary or an image of an operating system, uploaded
@@ -2573,11 +2593,12 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x1a\n" +
 	"\brequired\x18\x03 \x01(\bR\brequired\x12\x18\n" +
 	"\adefault\x18\x04 \x01(\tR\adefault\x12 \n" +
-	"\vdescription\x18\x05 \x01(\tR\vdescription\"g\n" +
+	"\vdescription\x18\x05 \x01(\tR\vdescription\"\x8d\x01\n" +
 	"\x0eTargetManifest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12'\n" +
 	"\x0fmanifest_digest\x18\x02 \x01(\tR\x0emanifestDigest\x12\x14\n" +
-	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"\xf0\x04\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12$\n" +
+	"\rengine_digest\x18\xa0\x01 \x01(\tR\fengineDigest\"\xf0\x04\n" +
 	"\aRelease\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -2609,7 +2630,7 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"\x0fimage_reference\x18\x05 \x01(\tR\x0eimageReference\x12!\n" +
 	"\fimage_layers\x18\x06 \x01(\x05R\vimageLayers\x12\x1f\n" +
 	"\vimage_bytes\x18\a \x01(\x03R\n" +
-	"imageBytes\"\x8d\x03\n" +
+	"imageBytes\"\xa6\x03\n" +
 	"\x14CreateReleaseRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
@@ -2623,7 +2644,8 @@ const file_skein_release_v1_release_proto_rawDesc = "" +
 	"\amachine\x18< \x03(\v2\x1e.skein.release.v1.MachineLayerR\amachine\x12\x1b\n" +
 	"\bworkload\x18\xb4\x01 \x01(\fR\bworkload\x12\x15\n" +
 	"\x05image\x18\xb5\x01 \x01(\tR\x05image\x12*\n" +
-	"\x10workload_targets\x18\xb6\x01 \x03(\tR\x0fworkloadTargets\"\x8e\x01\n" +
+	"\x10workload_targets\x18\xb6\x01 \x03(\tR\x0fworkloadTargets\x12\x17\n" +
+	"\x06recipe\x18\xa0\x01 \x01(\tR\x06recipe\"\x8e\x01\n" +
 	"\fMachineLayer\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12!\n" +
 	"\fagent_digest\x18\x02 \x01(\tR\vagentDigest\x12&\n" +
