@@ -15,7 +15,7 @@ func (r *Runtime) look(ctx context.Context, s *server, one *run) {
 		return
 	}
 	limit := int64(specOf(s.w).Restart.GrowthMiB) << 20
-	if limit == 0 || time.Since(one.started) < settled {
+	if limit == 0 || time.Since(one.started) < r.opts.Settled {
 		return
 	}
 	use, cancel := context.WithTimeout(ctx, lookTime)

@@ -43,6 +43,12 @@ type Options struct {
 	ReadyEvery, ReadyTimeout time.Duration
 	// LookEvery is the time between two looks at a running one, 10 s when 0.
 	LookEvery time.Duration
+	// RestartMin is the first wait before a server is started again, 1 s when 0;
+	// it doubles up to a minute.
+	RestartMin time.Duration
+	// Settled is the age at which a server's memory becomes what growth is
+	// counted from, a minute when 0.
+	Settled time.Duration
 }
 
 // ErrNoCommand is returned for a workload without image or command, where the
@@ -83,6 +89,8 @@ func New(o Options) *Runtime {
 	o.ReadyEvery = cmp.Or(o.ReadyEvery, 100*time.Millisecond)
 	o.ReadyTimeout = cmp.Or(o.ReadyTimeout, 10*time.Minute)
 	o.LookEvery = cmp.Or(o.LookEvery, 10*time.Second)
+	o.RestartMin = cmp.Or(o.RestartMin, time.Second)
+	o.Settled = cmp.Or(o.Settled, time.Minute)
 	h2 := new(http.Protocols)
 	h2.SetUnencryptedHTTP2(true)
 	return &Runtime{

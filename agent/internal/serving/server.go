@@ -24,13 +24,9 @@ const (
 )
 
 const (
-	restartMin = time.Second
 	restartMax = time.Minute
 	// hungLooks looks in a row without an answer start a server again.
 	hungLooks = 6
-	// settled is the age at which a server's memory becomes what growth is
-	// counted from.
-	settled = time.Minute
 )
 
 // server is one loaded workload; its runs follow each other.
@@ -244,7 +240,7 @@ func (r *Runtime) supervise(ctx context.Context, s *server) {
 	defer close(s.ended)
 	tick := time.NewTicker(r.opts.LookEvery)
 	defer tick.Stop()
-	backoff := restartMin
+	backoff := r.opts.RestartMin
 	for {
 		one := s.current()
 		select {
@@ -255,7 +251,7 @@ func (r *Runtime) supervise(ctx context.Context, s *server) {
 			return
 		case <-one.inst.Done():
 			if time.Since(one.started) > restartMax {
-				backoff = restartMin
+				backoff = r.opts.RestartMin
 			}
 			r.ended(ctx, s, one, &backoff)
 		case <-tick.C:

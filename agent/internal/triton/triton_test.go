@@ -290,8 +290,15 @@ func TestControlBothWays(t *testing.T) {
 	if _, err := rt.Infer(ctx, "a", request()); err != nil {
 		t.Fatal(err)
 	}
+	over, err := c.grpc.Infer(ctx, "affine", "1", request())
+	if err != nil || over.ModelVersion != "1" || over.ID != "q" || !slices.Equal(over.Outputs[0].Data, []float32{3, 5, 7, -7}) {
+		t.Errorf("over gRPC: %+v %v", over, err)
+	}
+	if m, err := c.grpc.Metadata(ctx, "affine", "1"); err != nil || len(m.Inputs) != 1 || m.Inputs[0].Datatype != "FP32" || !slices.Equal(m.Inputs[0].Shape, []int64{-1, 4}) {
+		t.Errorf("metadata over gRPC: %+v %v", m, err)
+	}
 	list, err := rt.Servers(ctx)
-	if err != nil || len(list) != 1 || list[0].Requests != 1 || list[0].Compute <= 0 || list[0].Memory == 0 {
+	if err != nil || len(list) != 1 || list[0].Requests != 2 || list[0].Compute <= 0 || list[0].Memory == 0 {
 		t.Errorf("measured: %+v %v", list, err)
 	}
 }
