@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -72,6 +73,11 @@ func (g *gate) hold(n int64) error {
 
 func (g *gate) release(n int64) { g.memory.Add(-n) }
 
+// isFull says whether the process has no file left for a connection.
+func isFull(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ECONNABORTED)
+}
+
 // limitListener closes connections over its bound at once.
 type limitListener struct {
 	net.Listener
@@ -96,6 +102,14 @@ func (l *limitListener) Accept() (net.Conn, error) {
 type limitedConn struct {
 	net.Conn
 	done func()
+}
+
+// CloseWrite ends what is sent, where the connection can.
+func (c *limitedConn) CloseWrite() error {
+	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return nil
 }
 
 func (c *limitedConn) Close() error {

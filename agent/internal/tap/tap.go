@@ -165,7 +165,6 @@ func (t *Tap) Run(ctx context.Context) error {
 
 func (t *Tap) serve(ctx context.Context, l net.Listener) error {
 	p := new(http.Protocols)
-	p.SetHTTP1(true)
 	p.SetUnencryptedHTTP2(true)
 	srv := &http.Server{
 		Handler: http.HandlerFunc(t.serveHTTP), Protocols: p,
@@ -174,9 +173,23 @@ func (t *Tap) serve(ctx context.Context, l net.Listener) error {
 			SendPingTimeout: time.Minute, PingTimeout: 15 * time.Second, WriteByteTimeout: writeTime},
 		ErrorLog: slog.NewLogLogger(t.log.Handler(), slog.LevelDebug),
 	}
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	f := &front{tap: t, conns: map[net.Conn]struct{}{}, h2: &handed{addr: l.Addr(), conns: make(chan net.Conn), ended: make(chan struct{})}}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
-	if err := srv.Serve(&limitListener{Listener: l, free: make(chan struct{}, t.opts.Limits.Conns)}); !errors.Is(err, http.ErrServerClosed) {
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := srv.Serve(f.h2); !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
+			t.log.Warn("serve HTTP/2", "error", err)
+		}
+	})
+	err := f.run(ctx, &limitListener{Listener: l, free: make(chan struct{}, t.opts.Limits.Conns)})
+	cancel()
+	err = errors.Join(err, srv.Close())
+	f.close()
+	wg.Wait()
+	if err != nil {
 		return fmt.Errorf("serve the tap: %w", err)
 	}
 	return nil

@@ -15,6 +15,8 @@ import (
 
 const (
 	dialTime = 2 * time.Second
+	// answerTime bounds one exchange with a server, its answer included.
+	answerTime = 5 * time.Minute
 	// idleMax is shorter than what servers keep idle connections for.
 	idleMax = 3 * time.Second
 )
@@ -173,6 +175,7 @@ func (p *plainPool) roundTrip(ctx context.Context, addr string, x exchange) (*ht
 	if err != nil {
 		return nil, err
 	}
+	_ = c.SetDeadline(time.Now().Add(answerTime))
 	// When the application goes, so does its request.
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	fail := func(err error) error {
