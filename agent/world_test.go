@@ -64,6 +64,7 @@ type world struct {
 	hellos   []wire.Hello
 	events   []wire.Event
 	blocks   []wire.Telemetry
+	crashes  []wire.Crash
 	link     *MemoryLink
 	fetched  int64
 	offline  bool
@@ -310,6 +311,10 @@ func (w *world) receive(kind wire.Kind, payload []byte) error {
 		var b wire.Telemetry
 		w.decode(payload, &b)
 		w.blocks = append(w.blocks, b)
+	case wire.UpLog:
+		var c wire.Crash
+		w.decode(payload, &c)
+		w.crashes = append(w.crashes, c)
 	}
 	if held != nil && w.raw != nil && (held.Generation.Compare(w.wanted.Generation) < 0 || !bytes.Equal(held.Digest, w.digest)) {
 		w.link.Deliver(wire.DownDesired, w.raw)
