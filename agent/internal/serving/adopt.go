@@ -110,7 +110,9 @@ func (r *Runtime) known(w runtime.Workload, a Adopted) *run {
 	p := Ports{HTTP: a.Labels[labelHTTP], GRPC: a.Labels[labelGRPC], Metrics: a.Labels[labelMetrics]}
 	g := r.generation(w, a.Name, p)
 	g.HTTP, g.GRPC, g.Metrics = p.HTTP != "", p.GRPC != "", p.Metrics != ""
-	g.Folder = a.Labels[labelFolder]
+	if dir := a.Labels[labelFolder]; filepath.Dir(dir) == filepath.Clean(r.opts.Dir) { // it is removed with the server
+		g.Folder = dir
+	}
 	g.args, g.env = words(w, r.command(w))
 	g.Call = caller(g)
 	return &run{g: g, inst: a.Instance, labels: a.Labels, started: a.Started}
