@@ -13,13 +13,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/skein-fleet/skein/agent"
 	"github.com/skein-fleet/skein/agent/internal/containerd"
-	"github.com/skein-fleet/skein/agent/internal/process"
-	"github.com/skein-fleet/skein/agent/internal/serving"
-	"github.com/skein-fleet/skein/agent/internal/triton"
 	"github.com/skein-fleet/skein/agent/runtime"
 	"github.com/skein-fleet/skein/agent/runtime/mock"
-	"github.com/skein-fleet/skein/ota/manifest"
 )
 
 // serverOptions say how models are served.
@@ -49,52 +46,38 @@ func serverFlags(c *cobra.Command, o *serverOptions) {
 // newRuntime returns what runs model servers, and its end.
 func newRuntime(o runOptions, log *slog.Logger) (runtime.Runtime, func() error, error) {
 	s := o.servers
-	if s.runtime == "mock" {
+	switch s.runtime {
+	case "mock":
 		return mock.New(mock.Options{}), func() error { return nil }, nil
+	case "auto", "containerd", "process":
+	default:
+		return nil, nil, fmt.Errorf("%w: --runtime %q: want auto, containerd, process or mock", errUsage, s.runtime)
 	}
 	dir, err := filepath.Abs(o.state)
 	if err != nil {
 		return nil, nil, err
 	}
-	l, err := newLauncher(s, dir, log)
-	if err != nil {
-		return nil, nil, err
+	logs := filepath.Join(dir, "containers")
+	servers := agent.ServersOptions{Dir: filepath.Join(dir, "serving"), Logger: log,
+		Memory: func() (int64, int64) { return memory(filepath.Join(o.root, "proc/meminfo")) }}
+	if s.runtime != "containerd" {
+		servers.Command, servers.TritonCommand = strings.Fields(s.modelCommand), strings.Fields(s.tritonCommand)
 	}
-	rt := serving.New(serving.Options{
-		Launcher: l, Dir: filepath.Join(dir, "serving"), Logger: log,
-		Command: strings.Fields(s.modelCommand), TritonCommand: strings.Fields(s.tritonCommand),
-		Dialects: map[string]serving.Dialect{manifest.ServerTriton: triton.Dialect{}},
-		Memory:   func() (int64, int64) { return memory(filepath.Join(o.root, "proc/meminfo")) },
-	})
-	return rt, rt.Close, nil
-}
-
-// newLauncher chooses how servers are started.
-func newLauncher(s serverOptions, state string, log *slog.Logger) (serving.Launcher, error) {
-	var l serving.ByImage
-	logs := filepath.Join(state, "containers")
-	commands := s.modelCommand != "" || s.tritonCommand != ""
-	containers := s.runtime == "containerd" || s.runtime == "auto" && (exists(s.socket) || exists(logs))
-	switch {
-	case s.runtime != "auto" && s.runtime != "containerd" && s.runtime != "process":
-		return nil, fmt.Errorf("%w: --runtime %q: want auto, containerd, process or mock", errUsage, s.runtime)
-	case !containers && !commands:
-		return nil, fmt.Errorf("%w: nothing here serves models: give --model-command, start containerd (%s), or choose --runtime mock", errUsage, s.socket)
-	}
-	if s.runtime != "containerd" && commands {
-		l.Plain = process.New(process.Options{Logger: log})
-	}
-	if containers {
-		c, err := containerd.New(containerd.Options{
+	// Where containers ran before, they may run still.
+	if s.runtime == "containerd" || s.runtime == "auto" && (exists(s.socket) || exists(logs)) {
+		servers.Containers = &agent.ContainerOptions{
 			Socket: s.socket, Namespace: s.namespace, Snapshotter: s.snapshotter, RuncRoot: s.runcRoot,
 			Dir: logs, Mounts: s.mounts, Devices: s.devices, UserNS: s.userNS, Logger: log,
-		})
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", errUsage, err)
 		}
-		l.Image = c
 	}
-	return l, nil
+	if servers.Containers == nil && len(servers.Command)+len(servers.TritonCommand) == 0 {
+		return nil, nil, fmt.Errorf("%w: nothing here serves models: give --model-command, start containerd (%s), or choose --runtime mock", errUsage, s.socket)
+	}
+	rt, err := agent.NewServers(servers)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", errUsage, err)
+	}
+	return rt, rt.Close, nil
 }
 
 func exists(name string) bool {
