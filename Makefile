@@ -96,6 +96,11 @@ test-demo: ## the demo, once
 	$(MAKE) demo ONCE=1
 	@rm -f demo-report.json
 
+.PHONY: unit-security
+unit-security: ## what systemd says of the agent's service: items and score
+	deploy/ensure-packages.sh systemd
+	systemd-analyze security --offline=true --no-pager deploy/systemd/skein-agent.service
+
 .PHONY: lint
 lint: ## gofmt, vet, go fix, buf lint
 	@out=$$(gofmt -l $(MODULES)); if [ -n "$$out" ]; then echo "gofmt these files:"; echo "$$out"; exit 1; fi

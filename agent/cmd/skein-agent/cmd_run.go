@@ -106,6 +106,8 @@ func newLogger(w io.Writer, verbose bool) *slog.Logger {
 }
 
 func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
+	pulse, stop := beat(ctx)
+	defer stop()
 	switch agent.Transport(o.mqttOver) {
 	case agent.TransportTCP, agent.TransportWebSocket, agent.TransportAuto:
 	default:
@@ -185,6 +187,7 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 			log.Warn("probes ended", "error", err)
 		}
 	})
+	pulse.of(a)
 	err = a.Run(ctx)
 	cancel()
 	wg.Wait()

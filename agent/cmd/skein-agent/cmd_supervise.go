@@ -12,6 +12,7 @@ import (
 
 	"github.com/skein-fleet/skein/agent"
 	"github.com/skein-fleet/skein/agent/internal/boot"
+	"github.com/skein-fleet/skein/agent/internal/sdnotify"
 	"github.com/skein-fleet/skein/agent/internal/selfupdate"
 	"github.com/skein-fleet/skein/ota/slot"
 )
@@ -73,6 +74,13 @@ func supervise(ctx context.Context, s streams, o superviseOptions) (err error) {
 	v := &selfupdate.Supervisor{
 		Files: files, Factory: factory, Args: append(args, o.rest...), Deadline: o.deadline, RestartMin: o.restart,
 		Out: s.out, Err: s.err, Logger: log.With("part", "supervisor"),
+	}
+	manager := sdnotify.FromEnvironment()
+	v.Env = manager.Environ()
+	v.Alive = func(status string) {
+		if err := manager.Say(sdnotify.Ready, sdnotify.Alive, sdnotify.Status(status)); err != nil {
+			log.Warn("watchdog", "error", err)
+		}
 	}
 	return v.Run(ctx)
 }

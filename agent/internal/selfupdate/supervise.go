@@ -39,6 +39,10 @@ type Supervisor struct {
 	RestartMin time.Duration
 	Out, Err   io.Writer
 	Logger     *slog.Logger
+	// Env is added to the agent's environment. Alive, when set, is called when an
+	// agent starts and when it has ended, and before a pause.
+	Env   []string
+	Alive func(status string)
 }
 
 const (
@@ -54,6 +58,9 @@ func (v *Supervisor) Run(ctx context.Context) error {
 	v.RestartMin = cmp.Or(v.RestartMin, 2*time.Second)
 	if v.Logger == nil {
 		v.Logger = slog.New(slog.DiscardHandler)
+	}
+	if v.Alive == nil {
+		v.Alive = func(string) {}
 	}
 	slots, err := Open(v.Files)
 	if err != nil {
@@ -76,6 +83,7 @@ func (v *Supervisor) Run(ctx context.Context) error {
 		if time.Since(started) > steadyRun {
 			pause = v.RestartMin
 		}
+		v.Alive("the agent ended and is started again in " + pause.String())
 		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
@@ -109,6 +117,7 @@ func (v *Supervisor) once(ctx context.Context, slots *Slots) (again bool, err er
 		}
 		return false, fmt.Errorf("start the agent of slot %s: %w", name, err)
 	}
+	v.Alive("the agent of slot " + name + " starts")
 	v.Logger.Info("agent started", "slot", name, "trial", trial, "pid", c.cmd.Process.Pid)
 	late := v.watch(ctx, c, slots, trial)
 	if ctx.Err() != nil {
@@ -197,6 +206,7 @@ func (v *Supervisor) start(ctx context.Context, name string) (*child, error) {
 	c := &child{tail: &tail{next: v.Err}, done: make(chan struct{})}
 	c.cmd = exec.Command(path, v.Args...)
 	c.cmd.Env = append(os.Environ(), SlotVariable+"="+name)
+	c.cmd.Env = append(c.cmd.Env, v.Env...)
 	c.cmd.Stdout, c.cmd.Stderr = v.Out, c.tail
 	c.cmd.SysProcAttr = childAttributes()
 	c.cmd.WaitDelay = time.Second
