@@ -1,6 +1,7 @@
 package present
 
 import (
+	"bytes"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -35,5 +36,18 @@ func TestConditions(t *testing.T) {
 	want := []*fleetv1.Condition{{Name: "a", Severity: "warning", Message: "m", Since: &timestamppb.Timestamp{Seconds: 1}}, {Name: "b", Severity: "severity 9"}}
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestServerLine(t *testing.T) {
+	m := Servers([]wire.Server{{Workload: "w", Kind: "container", Server: "triton", Image: bytes.Repeat([]byte{0xab}, 32), State: "waiting", Reason: "the server ended",
+		Restarts: 2, LastExit: "oom: the kernel ended it for memory", Memory: 800 << 20, Requests: 7, Failed: 1, Queue: 40, Compute: 900, GPUMemory: 1 << 30}, {State: "left over"}})
+	for i, want := range []string{
+		"triton container waiting, 800 MiB, 1024 MiB on GPUs, 7 requests, 1 failed, 900 µs computing, 40 µs waiting, image sha256:abababababab, 2 restarts, last ended: oom: the kernel ended it for memory, the server ended",
+		"unknown server left over",
+	} {
+		if got := ServerLine(m[i]); got != want {
+			t.Errorf("got %s", got)
+		}
 	}
 }
