@@ -253,9 +253,13 @@ func newBench(t *testing.T, l Limits) *bench {
 	b.plain = &http.Client{Transport: &http.Transport{DialContext: b.dial, MaxIdleConnsPerHost: 64}}
 	p := new(http.Protocols)
 	p.SetUnencryptedHTTP2(true)
-	b.rpc = inferenceconnect.NewGRPCInferenceServiceClient(&http.Client{Transport: &http.Transport{DialContext: b.dial, Protocols: p}}, "http://tap", connect.WithGRPC())
+	b.rpc = newRPC(&http.Client{Transport: &http.Transport{DialContext: b.dial, Protocols: p}})
 	t.Cleanup(b.plain.CloseIdleConnections)
 	return b
+}
+
+func newRPC(c *http.Client, o ...connect.ClientOption) inferenceconnect.GRPCInferenceServiceClient {
+	return inferenceconnect.NewGRPCInferenceServiceClient(c, "http://tap", append(o, connect.WithGRPC())...)
 }
 
 func (b *bench) dial(ctx context.Context, _, _ string) (net.Conn, error) {
