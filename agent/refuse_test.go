@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -389,6 +390,13 @@ func TestNoCapacityUnloadsTheOldFirst(t *testing.T) {
 		settle(2 * time.Minute)
 		if got, err := d.runtime.answer(); err != nil || got != 2 {
 			t.Errorf("answers %v, %v", got, err)
+		}
+		// That inference stops, why and for how long is told before it does.
+		journal := w.last().Journal
+		if !slices.ContainsFunc(journal, func(l wire.StepEntry) bool {
+			return l.Step == string(ota.StepLoad) && l.State == wire.StepStarted && strings.HasPrefix(l.Message, "swap policy auto: ") && strings.Contains(l.Message, "is unloaded first and nothing answers for ")
+		}) {
+			t.Errorf("journal %+v", journal)
 		}
 	})
 }
