@@ -310,8 +310,8 @@ func onnx(salt string) []byte {
 	return field(field(b, 7, g), 8, nil)
 }
 
-// release pushes a model and makes the next release of meter from it.
-func (r *running) release(t *testing.T, salt string, soak int64) *releasev1.Release {
+// push makes the next version of the model meter.
+func (r *running) push(t *testing.T, salt string) *artifactv1.ModelVersion {
 	t.Helper()
 	golden, err := manifest.Golden{Version: 1, Input: "x", Shape: []int64{1}, MinLabelAgreement: 1, Tolerance: manifest.Tolerance{Abs: 1},
 		Cases: []manifest.GoldenCase{{Input: []float32{1}, Output: []float32{0, 1}, Label: 1}}}.Marshal()
@@ -323,7 +323,13 @@ func (r *running) release(t *testing.T, salt string, soak int64) *releasev1.Rele
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := m.GetVersion()
+	return m.GetVersion()
+}
+
+// release pushes a model and makes the next release of meter from it.
+func (r *running) release(t *testing.T, salt string, soak int64) *releasev1.Release {
+	t.Helper()
+	v := r.push(t, salt)
 	rel, err := releasev1connect.NewReleaseServiceClient(r.client(), r.url()).CreateRelease(t.Context(),
 		&releasev1.CreateReleaseRequest{Name: "meter", Model: fmt.Sprintf("%s@%d", v.GetModel(), v.GetVersion()), SoakSeconds: soak})
 	if err != nil {
