@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/skein-fleet/skein/agent/internal/containerd"
 	"github.com/skein-fleet/skein/agent/internal/doctor"
 	"github.com/skein-fleet/skein/agent/internal/host"
 )
@@ -56,6 +57,9 @@ func doctorCommand(s streams) *cobra.Command {
 func examine(ctx context.Context, s streams, o doctorOptions) error {
 	x := doctor.Options{Root: o.root, StateDir: o.state, Server: o.server, Containerd: o.containerd, Floor: buildTime(), IsRoot: os.Geteuid() == 0,
 		LookPath: exec.LookPath, Run: host.Command, Live: o.root == string(filepath.Separator)}
+	if o.containerd != "" {
+		x.Containers = func(ctx context.Context) []doctor.Finding { return containersFound(ctx, o) }
+	}
 	if o.peerListen != "" {
 		x.Listen = []string{o.peerListen}
 	}
@@ -77,6 +81,15 @@ func examine(ctx context.Context, s streams, o doctorOptions) error {
 		return errSick
 	}
 	return nil
+}
+
+// containersFound asks the driver of containers what it lacks.
+func containersFound(ctx context.Context, o doctorOptions) (out []doctor.Finding) {
+	grades := map[string]doctor.Severity{containerd.LevelOK: doctor.OK, containerd.LevelWarn: doctor.Note, containerd.LevelFail: doctor.Warning}
+	for _, f := range containerd.Check(ctx, containerd.Options{Socket: o.containerd, HostRoot: o.root}) {
+		out = append(out, doctor.Finding{Check: f.Check, Severity: grades[f.Level], Message: f.Detail, Fix: f.Mend})
+	}
+	return out
 }
 
 func printFindings(out io.Writer, findings []doctor.Finding, all bool) error {
