@@ -311,7 +311,7 @@ func (a *Agent) open() (err error) {
 		Files: o.Files, Blobs: a.blobs, Fetch: a.fetcher, Journal: a.journal, State: a.state, Runtime: o.Runtime,
 		Logger: a.log, Target: func() ota.Target { return a.facts().Target }, Params: a.openParams, Agrees: a.agrees,
 		BytesBy: a.chain.Bytes, Free: o.Host.DiskFree, Reserve: a.budget.Reserve, Memory: a.memory, Gate: a.budget, Headroom: a.headroom, Now: o.Now, LoadTimeout: o.LoadTimeout, SoakEvery: o.SoakEvery,
-		Hook: o.StepHook, Observe: a.observeStep, Proven: a.observeProof,
+		Hook: o.StepHook, Observe: a.observeStep, Proven: a.observeProof, Shadow: a.shadow,
 		Agents: agentsOf(o.Agents), Boot: a.bootOf(o.Boot), BootID: func() uint64 { return a.facts().BootID }, Restart: a.handOver, Point: o.PointHook,
 		Offer: a.mirrors.Offer, Spent: a.spent, Yield: a.yield, Waiting: a.noteWaiting, Tend: a.tend, TendEvery: o.CheckEvery, Refused: a.noteRefused,
 	})

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,11 +30,11 @@ type TapLimits = tap.Limits
 
 // tapping is the tap and what was last read of it.
 type tapping struct {
-	tap   *tap.Tap
-	seen  confidence
-	mu    sync.Mutex // guards what follows
-	last  tap.Snapshot
-	addr  string
+	tap  *tap.Tap
+	seen confidence
+	mu   sync.Mutex // guards what follows
+	last tap.Snapshot
+	addr string
 }
 
 // ErrNoTap is returned where the runtime's workloads have no endpoints to
@@ -101,6 +102,63 @@ func (a *Agent) provenWorkloads(context.Context) []string {
 		}
 	}
 	return out
+}
+
+const (
+	shadowRequests = 100
+	shadowSeconds  = 60
+	shadowEvery    = 100 * time.Millisecond
+)
+
+// ErrDisagrees is returned for a new workload whose answers to live requests
+// differ more from those of the old one than its release allows.
+var ErrDisagrees = errors.New("the new workload disagrees with the old one on live requests")
+
+// shadow mirrors live requests to a proven workload before it gets any, where
+// its release asks for that, and says how the answers compare.
+func (a *Agent) shadow(ctx context.Context, i *state.Install) (string, error) {
+	if i.Spec == nil || i.Spec.Shadow == nil {
+		return "", nil
+	}
+	want, t := i.Spec.Shadow, a.tap.tap
+	if t == nil {
+		return "shadow: this device has no tap", nil
+	}
+	_, release, err := a.opts.Runtime.(runtime.Endpoints).Acquire(ctx, "")
+	if errors.Is(err, runtime.ErrNotLoaded) {
+		return "shadow: nothing serves to compare with", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	release()
+	need := int64(cmp.Or(want.Requests, shadowRequests))
+	look, stop := t.Mirror(tap.Shadow{ID: i.WorkloadID(), Share: want.Share, PerSecond: want.PerSecond})
+	defer stop()
+	end := time.NewTimer(time.Duration(cmp.Or(want.Seconds, shadowSeconds)) * time.Second)
+	defer end.Stop()
+	tick := time.NewTicker(shadowEvery)
+	defer tick.Stop()
+	for over := false; !over; {
+		select {
+		case <-ctx.Done():
+			return "", context.Cause(ctx)
+		case <-end.C:
+			over = true
+		case <-tick.C:
+			c := look()
+			over = c.Compared+c.Failed >= need
+		}
+	}
+	c := look()
+	n := c.Compared + c.Failed
+	if n == 0 {
+		return "shadow: no request came", nil
+	}
+	if limit := want.MaxDisagree; limit != nil && float64(c.Disagreed+c.Failed) > *limit*float64(n) {
+		return c.String(), fmt.Errorf("%w: %s", ErrDisagrees, c)
+	}
+	return c.String(), nil
 }
 
 // tapReadings are what applications asked since the last reading.

@@ -71,6 +71,8 @@ type Workload struct {
 	WritableRoot bool `json:"writableRoot,omitempty"`
 	// Swap says how a new workload takes the place of an old one: auto when empty.
 	Swap string `json:"swap,omitempty"`
+	// Shadow mirrors live requests to a new workload before it gets any.
+	Shadow *Shadow `json:"shadow,omitempty"`
 	// Restart says when a server that grows is started again.
 	Restart RestartPolicy `json:"restart,omitzero"`
 }
@@ -94,6 +96,24 @@ type Mount struct {
 	Source   string `json:"source"`
 	Target   string `json:"target"`
 	Writable bool   `json:"writable,omitempty"`
+}
+
+// Shadow compares a new workload, proven and not yet serving, with the one that
+// serves, on live requests that both get; only the old one's answers are returned.
+// The journal keeps the comparison.
+type Shadow struct {
+	Share     float64 `json:"share"`               // of the requests, above 0 and up to 1
+	PerSecond float64 `json:"perSecond,omitempty"` // at most so many of them, 20 when 0
+	Requests  int     `json:"requests,omitempty"`  // compared before the switch, 100 when 0
+	Seconds   int     `json:"seconds,omitempty"`   // longest time that it takes, 60 when 0
+	// MaxDisagree fails the update where a greater share of the new answers names
+	// another class, or fails; absent, the comparison is kept and decides nothing.
+	MaxDisagree *float64 `json:"maxDisagree,omitempty"`
+}
+
+func (s *Shadow) valid() bool {
+	return s == nil || s.Share > 0 && s.Share <= 1 && s.PerSecond >= 0 && s.PerSecond <= 1000 && s.Requests >= 0 && s.Requests <= 1e6 &&
+		s.Seconds >= 0 && s.Seconds <= 3600 && (s.MaxDisagree == nil || *s.MaxDisagree >= 0 && *s.MaxDisagree <= 1)
 }
 
 // RestartPolicy says when a running server is started again.
@@ -184,6 +204,9 @@ func (w *Workload) Validate() error {
 				return bad("mount %q: want absolute, clean paths", p)
 			}
 		}
+	}
+	if !w.Shadow.valid() {
+		return bad("shadow is out of range: share above 0 and up to 1, perSecond up to 1000, seconds up to 3600, maxDisagree from 0 to 1")
 	}
 	r := w.Resources
 	if r.MemoryMiB < 0 || r.MemoryMiB > maxMiB || r.CPUs < 0 || r.CPUs > 1024 || r.Pids < 0 || r.Pids > 1<<22 || w.Restart.GrowthMiB < 0 {

@@ -91,6 +91,9 @@ type Config struct {
 	Observe func(slot.Entry)
 	// Proven is told whether the golden set was answered rightly.
 	Proven func(i *state.Install, ok bool)
+	// Shadow compares a workload that is proven with the one that serves, where
+	// its release asks for it; an error fails the step. nil compares nothing.
+	Shadow func(ctx context.Context, i *state.Install) (note string, err error)
 	// Point is called with a name before each durable write of an update (Points
 	// lists them); tests end the process there.
 	Point func(name string)

@@ -296,7 +296,15 @@ func (x *Executor) doProve(ctx context.Context, a *attempt) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%d golden cases", len(a.golden.Cases)), nil
+	note := fmt.Sprintf("%d golden cases", len(a.golden.Cases))
+	if x.Shadow == nil {
+		return note, nil
+	}
+	compared, err := x.Shadow(ctx, &a.install)
+	if compared != "" {
+		note += "; " + compared
+	}
+	return note, err
 }
 
 // prove runs the golden set on a workload.

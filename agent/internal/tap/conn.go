@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// preface begins an HTTP/2 connection without TLS.
-const preface = "PRI * HTTP/2.0"
+// preface begins an HTTP/2 connection without TLS: no method of HTTP/1.1 does.
+const preface = "PRI"
 
 // front takes connections: HTTP/1.1 is answered here, on one goroutine for each
 // connection, which is what keeps the tap's share of a request small; HTTP/2 goes
