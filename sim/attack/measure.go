@@ -129,8 +129,9 @@ const (
 )
 
 // grows are the folders in which an update that fails may leave something that
-// counts for nothing: whole blobs under their own sum, partial ones, the journal.
-var grows = []string{"state/blobs/", "state/partial/", "state/journal/", "state/state/"}
+// counts for nothing: whole blobs under their own sum, partial ones, the journal,
+// and what the agent keeps for people: timelines, and what a crash would leave.
+var grows = []string{"state/blobs/", "state/partial/", "state/journal/", "state/state/", "state/crash/", "state/traces.json"}
 
 // mostLeft is how much a failed update may leave: its blobs, which count for
 // nothing, and the agent's own notes.

@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"fmt"
 	"testing"
+	"time"
 
 	fleetv1 "github.com/skein-fleet/skein/proto/gen/skein/fleet/v1"
 	rolloutv1 "github.com/skein-fleet/skein/proto/gen/skein/rollout/v1"
@@ -28,6 +30,45 @@ func TestBrokerRestart(t *testing.T) {
 		s.kept(d)
 		s.settle(d, "v2")
 		d.serves()
+	}
+}
+
+// TestAgentBrokenOff: what a start that was broken off leaves comes to the
+// control plane once, and is kept there over restarts of both.
+func TestAgentBrokenOff(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.release("v1", version{bias: 1})
+	d := s.boot("v1")
+	crashes := func() []*fleetv1.Crash {
+		r, err := s.op.Fleet.ListDeviceCrashes(t.Context(), &fleetv1.ListDeviceCrashesRequest{Device: d.id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.GetCrashes()
+	}
+	d.stop()
+	if n := len(crashes()); n != 0 {
+		t.Fatalf("%d crashes of a device that never had one", n)
+	}
+	// As the power cut of another boot leaves the mark.
+	mark := fmt.Sprintf(`{"boot":6,"version":"v0","begun":%d}`, time.Now().Add(-time.Minute).UnixMilli())
+	if err := d.opts.Files.WriteFile("crash/mark.json", []byte(mark)); err != nil {
+		t.Fatal(err)
+	}
+	d.run()
+	until(t, "the crash at the control plane", func() bool { return len(crashes()) == 1 })
+	d.stop()
+	s.restart()
+	d.run()
+	until(t, "the device to come back", func() bool { return s.get(d.id).GetState() == fleetv1.DeviceState_DEVICE_STATE_ONLINE })
+	all := crashes()
+	if len(all) != 1 || all[0].GetKind() != "machine" || all[0].GetAgentVersion() != "v0" || all[0].GetReceived() == nil {
+		t.Errorf("%v", all)
+	}
+	r, err := s.op.Fleet.GetDeviceCrash(t.Context(), &fleetv1.GetDeviceCrashRequest{Device: d.id, Number: all[0].GetNumber()})
+	if err != nil || len(r.GetCrash().GetJournal()) == 0 {
+		t.Errorf("%v %v", r, err)
 	}
 }
 
