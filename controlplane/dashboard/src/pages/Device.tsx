@@ -15,6 +15,7 @@ import { DeviceCharts } from "./device/charts";
 import { Fetched } from "./device/fetched";
 import { Journal } from "./device/journal";
 import { Agent, Boot, Capabilities } from "./device/machine";
+import { Power } from "./device/power";
 import { Transfer } from "./device/transfer";
 
 const noReadings: Reading[] = [];
@@ -75,6 +76,7 @@ export function DevicePage() {
         <div className="c4 stack-gap">
           <Conditions device={d} />
           <Transfer device={d} />
+          <Power device={d} />
           <Fetched device={d} />
           <Facts device={d} />
         </div>

@@ -6,6 +6,7 @@ const waitsFor: Record<string, string> = {
   "download window": "Its download waits for the window of its policy",
   "apply window": "The release is on it and waits for the window in which it may be applied",
   allowance: "Its download waits: an allowance of bytes is used up",
+  "hold of an application": "The release is on it and an application holds it off",
 };
 
 /** What its policy makes of its update: what waits, until when, and what was used. */
@@ -16,6 +17,7 @@ export function Transfer({ device: d }: { device: Device }) {
     <Panel title="Data policy" tail={t.linkClass && <span className="muted small">{t.linkClass} link</span>}>
       <div className="stack-gap">
         {t.waits && <Waits transfer={t} />}
+        {t.holds.map((h) => <Banner key={h.owner} tone="info" icon="clock"><strong>{h.owner} holds updates off</strong><span>{h.reason}, until <At at={h.until} /></span></Banner>)}
         {t.used.length > 0 && <ul className="bars" aria-label="Allowances of bytes">{t.used.map((u) => <Use key={`${u.linkClass}/${u.period}`} use={u} />)}</ul>}
         <dl className="facts">
           {!t.waits && <><dt>Waits for</dt><dd>nothing</dd></>}
