@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/skein-fleet/skein/agent/internal/budget"
+	"github.com/skein-fleet/skein/agent/internal/builder"
 	"github.com/skein-fleet/skein/agent/internal/child"
 	"github.com/skein-fleet/skein/agent/internal/crash"
 	"github.com/skein-fleet/skein/agent/internal/health"
@@ -48,7 +49,7 @@ type Facts = host.Facts
 
 // Host is the machine that the agent runs on.
 type Host interface {
-	// Facts is asked once, when the agent starts.
+	// Facts is asked when the agent starts and, for the target, from time to time.
 	Facts(ctx context.Context) (Facts, error)
 	// Readings measures now. What cannot be measured is left out.
 	Readings(ctx context.Context) ([]telemetry.Reading, error)
@@ -141,6 +142,10 @@ type Options struct {
 	Power         PowerBoard
 	HeadroomLimit time.Duration
 
+	// Engines is how engine plans are tried, and built where an operator made this
+	// device a builder; nil does neither.
+	Engines *EngineOptions
+
 	// PointHook is called before each durable write of an update, by the names of
 	// CrashPoints, for tests.
 	PointHook func(name string)
@@ -182,6 +187,7 @@ type Agent struct {
 	httpsWorks   atomic.Bool
 	httpsBrought int64
 	budget       *budget.Gate
+	builder      *builder.Builder // nil where nothing is built
 	exec         *reconcile.Executor
 	board        *health.Board
 	power        *power.Manager // nil without power modes
@@ -310,7 +316,7 @@ func (a *Agent) open() (err error) {
 	a.exec = reconcile.NewExecutor(reconcile.Config{
 		Files: o.Files, Blobs: a.blobs, Fetch: a.fetcher, Journal: a.journal, State: a.state, Runtime: o.Runtime,
 		Logger: a.log, Target: func() ota.Target { return a.facts().Target }, Params: a.openParams, Agrees: a.agrees,
-		BytesBy: a.chain.Bytes, Free: o.Host.DiskFree, Reserve: a.budget.Reserve, Memory: a.memory, Gate: a.budget, Headroom: a.headroom, Now: o.Now, LoadTimeout: o.LoadTimeout, SoakEvery: o.SoakEvery,
+		BytesBy: a.chain.Bytes, Free: o.Host.DiskFree, Reserve: a.budget.Reserve, Memory: a.memory, Gate: a.budget, Headroom: a.headroom, Engines: a.engines(), Now: o.Now, LoadTimeout: o.LoadTimeout, SoakEvery: o.SoakEvery,
 		Hook: o.StepHook, Observe: a.observeStep, Proven: a.observeProof, Shadow: a.shadow,
 		Agents: agentsOf(o.Agents), Boot: a.bootOf(o.Boot), BootID: func() uint64 { return a.facts().BootID }, Restart: a.handOver, Point: o.PointHook,
 		Offer: a.mirrors.Offer, Spent: a.spent, Yield: a.yield, Waiting: a.noteWaiting, Tend: a.tend, TendEvery: o.CheckEvery, Refused: a.noteRefused,
@@ -390,6 +396,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	loop("trial", a.trialLoop)
 	loop("boot chain", a.bootLoop)
 	loop("peers", a.peerLoop)
+	loop("builder", a.buildLoop)
 	loop("tap", a.tapLoop)
 	loop("power", a.powerLoop)
 	loop("crashes", a.crashLoop)

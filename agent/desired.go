@@ -31,6 +31,7 @@ type inbox struct {
 	mu       sync.Mutex // guards what follows
 	desired  []byte
 	commands [][]byte
+	leases   [][]byte // of builds
 }
 
 const maxCommands = 16
@@ -45,10 +46,23 @@ func (i *inbox) put(kind wire.Kind, payload []byte) {
 		if len(i.commands) < maxCommands {
 			i.commands = append(i.commands, bytes.Clone(payload))
 		}
+	case wire.DownBuild:
+		if len(i.leases) < maxCommands {
+			i.leases = append(i.leases, bytes.Clone(payload))
+		}
 	default:
 		return
 	}
 	i.wake.set()
+}
+
+// takeLeases returns what came on down/build.
+func (i *inbox) takeLeases() [][]byte {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	out := i.leases
+	i.leases = nil
+	return out
 }
 
 func (i *inbox) take() (desired []byte, commands [][]byte) {
@@ -88,6 +102,9 @@ func (a *Agent) acceptLoop(ctx context.Context) error {
 		case <-again:
 		}
 		fresh, commands := a.inbox.take()
+		for _, raw := range a.inbox.takeLeases() {
+			a.lease(ctx, raw)
+		}
 		for _, raw := range commands {
 			a.command(ctx, raw)
 		}

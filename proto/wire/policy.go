@@ -28,6 +28,9 @@ type Policy struct {
 	// MaxHold is how many seconds at most applications may hold an update off; 0
 	// leaves it to the agent, -1 allows none.
 	MaxHold int64 `cbor:"10,keyasint,omitempty"`
+	// EngineFit is what an engine needs at least: "loadable", which it also is
+	// when empty, or "optimal".
+	EngineFit string `cbor:"11,keyasint,omitempty"`
 }
 
 // Schedule is weekly windows, in the form of package ota/window, in a zone;

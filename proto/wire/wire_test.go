@@ -30,7 +30,7 @@ func vectors() map[string]any {
 			Params:  []Param{{Key: "camera", Value: []byte("rtsp://a"), Secret: true}}, RollbackAllowed: true, Rollout: "r1",
 			Policy: &Policy{Download: []Schedule{{Windows: "Mon-Fri 22:00-06:00", Zone: "Europe/Paris"}}, Apply: []Schedule{{Windows: "Sun 02:00-05:00", Zone: "UTC"}},
 				Zone: "Europe/Paris", Metered: []string{"wwan*"}, Allowances: []Allowance{{Class: Metered, Period: PerDay, Bytes: 50 << 20}},
-				Rate: 1 << 20, Reserve: 256 << 20, Now: true, Power: &PowerWish{Mode: "15W", Clocks: ClocksLocked, Fan: "cool", Reboot: true}, MaxHold: 3600},
+				Rate: 1 << 20, Reserve: 256 << 20, Now: true, Power: &PowerWish{Mode: "15W", Clocks: ClocksLocked, Fan: "cool", Reboot: true}, MaxHold: 3600, EngineFit: "optimal"},
 			Peers: []Peer{{Device: "bbbbbbbbbbbbbbbbbbbbbbbbbb", Addresses: []string{"10.0.0.7:7443"}}}, Grant: []byte{0xd2}, Cache: true},
 		"grant": &Grant{Device: "aaaaaaaaaaaaaaaaaaaaaaaaaa", Tenant: "default", Release: sum, ExpiresAt: 1700604800},
 		"report": &Report{ID: id, Held: held, Counter: 99, Full: &Reported{Running: sum, RunningCounter: 3, Phase: PhaseFailed, Step: "prove",

@@ -121,6 +121,9 @@ func (b *Board) Serial() string { return b.serial }
 // Target is what an engine for this board is bound to.
 func (b *Board) Target() ota.Target {
 	t := b.model.Target()
+	if b.model.Jetson() {
+		t.Attrs["mode"] = b.mode.Name
+	}
 	if b.l4t != "" {
 		t.Attrs["l4t"] = b.l4t
 	}

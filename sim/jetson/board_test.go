@@ -109,12 +109,12 @@ func TestLineSaysWhatTheBoardHas(t *testing.T) {
 
 func TestTargetsAreCanonical(t *testing.T) {
 	want := map[string]string{
-		"nano":      "linux/arm64;sm=5.3;trt=8.2.1;cuda=10.2;l4t=32.7.1;mem=4;dla=0",
-		"xavier-nx": "linux/arm64;sm=7.2;trt=8.5.2;cuda=11.4;l4t=35.3.1;mem=8;dla=2",
-		"orin-nano": "linux/arm64;sm=8.7;trt=10.3.0;cuda=12.6;l4t=36.4.4;mem=8;dla=0",
-		"orin-nx":   "linux/arm64;sm=8.7;trt=10.3.0;cuda=12.6;l4t=36.4.3;mem=16;dla=2",
-		"agx-orin":  "linux/arm64;sm=8.7;trt=10.3.0;cuda=12.6;l4t=36.4.4;mem=64;dla=2",
-		"thor":      "linux/arm64;sm=11.0;trt=10.13.3;cuda=13.0;l4t=38.4.0;mem=128;dla=0",
+		"nano":      "linux/arm64;sm=5.3;trt=8.2.1;cuda=10.2;l4t=32.7.1;mem=4;dla=0;module=nano-4gb;mode=MAXN",
+		"xavier-nx": "linux/arm64;sm=7.2;trt=8.5.2;cuda=11.4;l4t=35.3.1;mem=8;dla=2;module=xavier-nx-8gb;mode=MODE_15W_6CORE",
+		"orin-nano": "linux/arm64;sm=8.7;trt=10.3.0;cuda=12.6;l4t=36.4.4;mem=8;dla=0;module=orin-nano-8gb;mode=25W",
+		"orin-nx":   "linux/arm64;sm=8.7;trt=10.3.0;cuda=12.6;l4t=36.4.3;mem=16;dla=2;module=orin-nx-16gb;mode=MAXN",
+		"agx-orin":  "linux/arm64;sm=8.7;trt=10.3.0;cuda=12.6;l4t=36.4.4;mem=64;dla=2;module=agx-orin-64gb;mode=MAXN",
+		"thor":      "linux/arm64;sm=11.0;trt=10.13.3;cuda=13.0;l4t=38.4.0;mem=128;dla=0;module=thor-t5000;mode=120W",
 		"x86":       "linux/amd64;ort=1",
 	}
 	got := map[string]string{}

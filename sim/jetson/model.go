@@ -149,13 +149,21 @@ func (m *Model) Mode(name string) (Mode, error) {
 	return m.Modes[i], nil
 }
 
-// Target is what an engine for this board is bound to.
+// tuned names the modules as the agent's table does, by key.
+var tuned = map[string]string{
+	"nano": "nano-4gb", "xavier-nx": "xavier-nx-8gb", "orin-nano": "orin-nano-8gb", "orin-nx": "orin-nx-16gb", "agx-orin": "agx-orin-64gb", "thor": "thor-t5000",
+}
+
+// Tuned is the module's name in targets, empty for what is no Jetson.
+func (m *Model) Tuned() string { return tuned[m.Key] }
+
+// Target is what an engine for this board is bound to, without the power mode.
 func (m *Model) Target() ota.Target {
 	if !m.Jetson() {
 		return ota.Target{OS: "linux", Arch: "amd64", Attrs: map[string]string{"ort": "1"}}
 	}
 	return ota.Target{OS: "linux", Arch: "arm64", Attrs: map[string]string{
 		"sm": m.SM, "trt": m.TensorRT, "cuda": m.CUDA, "l4t": m.L4T,
-		"mem": strconv.Itoa(m.MemGB), "dla": strconv.Itoa(m.DLA),
+		"mem": strconv.Itoa(m.MemGB), "dla": strconv.Itoa(m.DLA), "module": m.Tuned(),
 	}}
 }

@@ -32,7 +32,7 @@ type Board struct {
 	Mode  string // the model's default when empty
 	// TensorRT of the container that it runs in; the board's own when empty.
 	TensorRT string
-	// Module is the name by which engines are tuned; the model's board id when empty.
+	// Module is the name by which engines are tuned; the model's own when empty.
 	Module string
 	// Heat and load change what it measures; nil is a cool board of its own.
 	Factor func() float64
@@ -100,7 +100,7 @@ func On(b Board) plan.Board {
 		on.TensorRT = b.Model.TensorRT
 	}
 	if on.Module == "" {
-		on.Module = b.Model.Module
+		on.Module = b.Model.Tuned()
 	}
 	if on.Mode == "" {
 		on.Mode = b.Model.DefaultMode

@@ -185,7 +185,7 @@ func (d *Device) boot(ctx context.Context, disk *disk, server inference) error {
 	}
 	a, err := agent.New(agent.Options{
 		Identity: identity, Host: host{d}, Runtime: server, Files: disk, Dial: d.dial, WrapLink: d.radio.wrap,
-		Boot: d.bootloader(), Power: d.power(), BoardLine: d.Tegrastats, PeerListen: "127.0.0.1:0", PeerCache: 256 << 20, Logger: d.o.Logger.With("name", d.name), Now: d.now, Zone: cmp.Or(d.o.Zone, time.UTC), Version: "sim",
+		Engines: d.engines(), Boot: d.bootloader(), Power: d.power(), BoardLine: d.Tegrastats, PeerListen: "127.0.0.1:0", PeerCache: 256 << 20, Logger: d.o.Logger.With("name", d.name), Now: d.now, Zone: cmp.Or(d.o.Zone, time.UTC), Version: "sim",
 		Heartbeat: d.o.Heartbeat, TelemetryEvery: d.o.TelemetryEvery, BlockEvery: d.o.BlockEvery, CheckEvery: d.o.CheckEvery,
 	})
 	if err != nil {

@@ -82,6 +82,9 @@ func read(p *wire.Policy, zone *time.Location) (*plan, error) {
 	}
 	out.metered, out.allowances = slices.Clone(p.Metered), slices.Clone(p.Allowances)
 	out.rate, out.reserve, out.now = p.Rate, p.Reserve, p.Now
+	if f := p.EngineFit; f != "" && f != "loadable" && f != "optimal" {
+		return nil, fmt.Errorf("%w: engine fit %q: want loadable or optimal", ErrPolicy, f)
+	}
 	if p.MaxHold < -1 || p.MaxHold > int64(mostHold/time.Second) {
 		return nil, fmt.Errorf("%w: holds of %d seconds", ErrPolicy, p.MaxHold)
 	}

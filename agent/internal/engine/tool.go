@@ -4,9 +4,15 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -307,4 +313,38 @@ func (t *Tool) RefitPlan(ctx context.Context, plan, onnx, out string, log io.Wri
 		return fmt.Errorf("refit: %w", err)
 	}
 	return nil
+}
+
+// Answer runs a plan once on one input, by files in dir, and returns its first
+// output. It starts a process for each question: a server is faster.
+func (t *Tool) Answer(ctx context.Context, plan, dir, input string, values []float32) ([]float32, error) {
+	in, out := filepath.Join(dir, "input.bin"), filepath.Join(dir, "output.json")
+	raw := make([]byte, 0, 4*len(values))
+	for _, v := range values {
+		raw = binary.LittleEndian.AppendUint32(raw, math.Float32bits(v))
+	}
+	if err := os.WriteFile(in, raw, 0o600); err != nil {
+		return nil, fmt.Errorf("write the input: %w", err)
+	}
+	if err := os.Remove(out); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("remove an old output: %w", err)
+	}
+	r, tail, e, err := t.run(ctx, []string{t.trtexec(), "--loadEngine=" + plan, "--loadInputs=" + input + ":" + in, "--exportOutput=" + out,
+		"--warmUp=0", "--duration=0", "--iterations=1"}, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := judge(r, tail, e, ErrUnloadable); err != nil {
+		return nil, err
+	}
+	if raw, err = os.ReadFile(out); err != nil {
+		return nil, fmt.Errorf("%w: it wrote no output: %w", ErrTool, err)
+	}
+	var outputs []struct {
+		Values []float32 `json:"values"`
+	}
+	if err := json.Unmarshal(raw, &outputs); err != nil || len(outputs) == 0 {
+		return nil, fmt.Errorf("%w: its output cannot be read: %w", ErrTool, err)
+	}
+	return outputs[0].Values, nil
 }

@@ -61,6 +61,7 @@ const (
 	ThrottledByHeat     = "throttled-by-heat"  // the kernel holds clocks down, or is about to
 	OverCurrent         = "over-current"       // the module draws more than its supply gives
 	UnderVoltage        = "under-voltage"      // its supply is too low
+	EngineNotOptimal    = "engine-not-optimal" // the engine was tuned for another module or power mode
 	WaitsForHeadroom    = "waits-for-headroom" // heavy work waits for a cooler board
 	UpdateOnHold        = "update-on-hold"     // an application holds updates off
 )

@@ -48,6 +48,17 @@ func (openGate) Apply(context.Context) error { return nil }
 
 func (openGate) Exempt(ctx context.Context) context.Context { return ctx }
 
+// Engines judges engine plans.
+type Engines interface {
+	// Check refuses a plan whose signed record does not match this device, or
+	// that does not survive a trial load in a child; the note says what was done.
+	// plan is the layer of the release, path where it is staged, target what its
+	// manifest is for.
+	Check(ctx context.Context, plan manifest.Descriptor, path string, target ota.Target) (note string, err error)
+	// Refit makes the whole plan out of a stripped one and its weights.
+	Refit(ctx context.Context, plan, weights, out string) error
+}
+
 // Config is what an Executor works with. The functions that are only told
 // something, Tend and the times may be left out.
 type Config struct {
@@ -115,6 +126,8 @@ type Config struct {
 	Yield func(bytes int64) bool
 	// Spent is told of a patch that was applied, before it is deleted.
 	Spent func(ctx context.Context, patch ota.Digest)
+	// Engines judges engine plans before the runtime gets them; nil lets all pass.
+	Engines Engines
 	// Waiting is told why a download waits for the network, nil once it goes on.
 	Waiting func(err error)
 	// Tend is called every TendEvery while a step runs that leaves the runtime

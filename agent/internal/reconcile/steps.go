@@ -195,13 +195,6 @@ func (x *Executor) undoStage(ctx context.Context, u *state.Update) error {
 	return x.Files.Remove(u.Install.Dir())
 }
 
-func (x *Executor) doBuild(_ context.Context, a *attempt) (string, error) {
-	if a.install.Format == "onnx" {
-		return "nothing to build: the runtime loads ONNX", nil
-	}
-	return "nothing to build: the engine is in the release", nil
-}
-
 func (x *Executor) doLoad(ctx context.Context, a *attempt) (string, error) {
 	w := a.install.Workload(x.Files, a.params)
 	if err := x.intact(ctx, &a.install); err != nil {
@@ -266,11 +259,14 @@ func (x *Executor) makeRoom(ctx context.Context, a *attempt, cur *state.Install,
 func (x *Executor) load(ctx context.Context, w runtime.Workload) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, x.LoadTimeout, fmt.Errorf("not ready after %s", x.LoadTimeout))
 	defer cancel()
+	if err := x.whole(ctx, &w); err != nil {
+		return err
+	}
 	if err := x.Runtime.Load(ctx, w); err != nil {
 		if ctx.Err() != nil {
 			return fmt.Errorf("%w (%w)", context.Cause(ctx), err)
 		}
-		return err
+		return plain(w.Format, err)
 	}
 	return nil
 }
