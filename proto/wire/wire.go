@@ -20,7 +20,9 @@ import (
 //	2 (2026-11-24): blobs and trust metadata by up/get and down/chunk; policies
 //	in desired states are kept to; releases may carry an agent and an operating
 //	system, reports say how both stand; peers of a site serve blobs.
-const CapabilityVersion = 2
+//	3 (2026-11-24): power modes and longest holds in policies; power, holds and
+//	crashes are told; engines are built; releases may hold a workload.
+const CapabilityVersion = 3
 
 // Limits of a message; a larger one is refused by both sides and by the broker.
 const (

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/skein-fleet/skein/proto/wire"
 )
@@ -28,6 +30,10 @@ type Tools struct {
 	Nvpmodel, JetsonClocks string
 	// Restart restarts the machine.
 	Restart func(ctx context.Context) error
+
+	mu    sync.Mutex // guards what follows
+	fanAt time.Time  // when fanIs was asked for
+	fanIs string
 }
 
 // Present reports whether the root is of a board with power modes.
@@ -72,6 +78,7 @@ var (
 	queryRE   = regexp.MustCompile(`NV Power Mode(?:\[\d+\])?:\s*(\S+)`)
 	fanModeRE = regexp.MustCompile(`NV Fan Mode:\s*(\S+)`)
 	profileRE = regexp.MustCompile(`(?m)^(\s*FAN_DEFAULT_PROFILE\s+)(\S+)`)
+	activeRE  = regexp.MustCompile(`FAN_PROFILE:(\S+)`)
 	haveRE    = regexp.MustCompile(`(?m)^\s*FAN_PROFILE\s+(\S+)\s*\{?`)
 )
 
@@ -166,10 +173,8 @@ func (t *Tools) query(ctx context.Context, c Conf) (Query, error) {
 		}
 		err = perr
 	}
-	if g := statusRE.FindStringSubmatch(t.text(t.path("var/lib/nvpmodel/status"))); g != nil {
-		if id, aerr := strconv.Atoi(g[1]); aerr == nil && c.Name(id) != "" {
-			return Query{Name: c.Name(id), ID: id}, nil
-		}
+	if q, ok := t.status(c); ok {
+		return q, nil
 	}
 	return Query{ID: -1}, err
 }
@@ -181,17 +186,35 @@ func (t *Tools) Read(ctx context.Context) (Reading, error) {
 	for _, m := range c.Modes {
 		r.Modes = append(r.Modes, m.Name)
 	}
-	q, err := t.query(ctx, c)
-	if ctx.Err() != nil {
-		return r, context.Cause(ctx)
+	// The file costs no process; what was set is verified by the tool's word.
+	q, ok := t.status(c)
+	if !ok {
+		var err error
+		if q, err = t.query(ctx, c); err != nil {
+			q = Query{}
+		}
 	}
-	if err == nil {
-		r.Mode, r.Fan = q.Name, q.Fan
-	}
+	r.Mode, r.Fan = q.Name, q.Fan
 	if fan := t.fan(ctx); fan != "" {
 		r.Fan = fan
 	}
+	if ctx.Err() != nil {
+		return r, context.Cause(ctx)
+	}
 	return r, nil
+}
+
+// status is what nvpmodel left of its last change.
+func (t *Tools) status(c Conf) (Query, bool) {
+	g := statusRE.FindStringSubmatch(t.text(t.path("var/lib/nvpmodel/status")))
+	if g == nil {
+		return Query{}, false
+	}
+	id, err := strconv.Atoi(g[1])
+	if err != nil || c.Name(id) == "" {
+		return Query{}, false
+	}
+	return Query{Name: c.Name(id), ID: id}, true
 }
 
 // SetMode implements Board. nvpmodel asks before it restarts the machine, and
@@ -271,16 +294,29 @@ func (t *Tools) SetClocks(ctx context.Context, c wire.Clocks) error {
 	return nil
 }
 
-const fanConf = "etc/nvfancontrol.conf"
+const (
+	fanConf = "etc/nvfancontrol.conf"
+	fanLife = 5 * time.Minute // that a profile is taken as known: asking costs a process
+)
 
-// fan is the profile of nvfancontrol: what it says, else its default.
+// fan is the profile of nvfancontrol.
 func (t *Tools) fan(ctx context.Context) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.fanAt.IsZero() || time.Since(t.fanAt) > fanLife {
+		t.fanIs, t.fanAt = t.askFan(ctx), time.Now()
+	}
+	return t.fanIs
+}
+
+// askFan is what nvfancontrol says, else its default.
+func (t *Tools) askFan(ctx context.Context) string {
 	conf := t.text(t.path(fanConf))
 	if conf == "" {
 		return ""
 	}
 	if out, err := t.Run(ctx, "", "nvfancontrol", "-q"); err == nil {
-		if g := regexp.MustCompile(`FAN_PROFILE:(\S+)`).FindSubmatch(out); g != nil {
+		if g := activeRE.FindSubmatch(out); g != nil {
 			return string(g[1])
 		}
 	}
@@ -293,6 +329,9 @@ func (t *Tools) fan(ctx context.Context) string {
 // SetFan implements Board: by nvfancontrol where its file is (R34 and later),
 // else by nvpmodel -d.
 func (t *Tools) SetFan(ctx context.Context, profile string) error {
+	t.mu.Lock()
+	t.fanAt = time.Time{} // it is asked for again
+	t.mu.Unlock()
 	path := t.path(fanConf)
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
