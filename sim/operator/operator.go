@@ -166,6 +166,16 @@ func (o *Operator) PushModel(ctx context.Context, name string, onnx, golden []by
 	return fmt.Sprintf("%s@%d", r.GetVersion().GetModel(), r.GetVersion().GetVersion()), nil
 }
 
+// PushImage uploads the blobs of a container image, its manifest last.
+func (o *Operator) PushImage(ctx context.Context, blobs ...[]byte) (manifest ota.Digest, err error) {
+	for _, b := range blobs {
+		if manifest, err = o.Upload(ctx, b); err != nil {
+			return "", fmt.Errorf("push image: %w", err)
+		}
+	}
+	return manifest, nil
+}
+
 // Release makes a release of a model version.
 func (o *Operator) Release(ctx context.Context, req *releasev1.CreateReleaseRequest) (*releasev1.Release, error) {
 	r, err := o.Releases.CreateRelease(ctx, req)

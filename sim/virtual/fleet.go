@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/skein-fleet/skein/agent"
 	"github.com/skein-fleet/skein/ota/slot"
 	"github.com/skein-fleet/skein/sim/fault"
 	"github.com/skein-fleet/skein/sim/fault/shaper"
@@ -45,7 +46,10 @@ type FleetOptions struct {
 	Digits    *digits.Set                     // nil: no application runs
 	PerSecond int
 	Pace      Pace
-	Logger    *slog.Logger
+	// Servers makes the model servers of a device that really run on this
+	// machine, nil for a device whose server is modelled; nil: all are.
+	Servers func(number int) func() (agent.Servers, error)
+	Logger  *slog.Logger
 }
 
 // Fleet is a number of devices that share one process.
@@ -92,8 +96,12 @@ func (f *Fleet) add(ctx context.Context, number int, key string, claims map[stri
 	if o.Network != nil {
 		line = o.Network(number)
 	}
+	var servers func() (agent.Servers, error)
+	if o.Servers != nil {
+		servers = o.Servers(number)
+	}
 	return New(Options{
-		Number: number, Model: key, Seed: o.Seed, Labels: labels, ServerURL: o.ServerURL, Claim: claim, Files: files,
+		Servers: servers, Number: number, Model: key, Seed: o.Seed, Labels: labels, ServerURL: o.ServerURL, Claim: claim, Files: files,
 		Models: models, Digits: o.Digits, PerSecond: o.PerSecond, Network: line, Logger: o.Logger,
 		TelemetryEvery: o.Pace.TelemetryEvery, BlockEvery: o.Pace.BlockEvery, Heartbeat: o.Pace.Heartbeat, CheckEvery: o.Pace.CheckEvery,
 		HeatRate: o.Pace.HeatRate,

@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 
+	"github.com/skein-fleet/skein/agent"
 	"github.com/skein-fleet/skein/agent/runtime"
+	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/sim/meter/engine"
 	"github.com/skein-fleet/skein/sim/meter/onnx"
 )
@@ -29,6 +32,36 @@ type server struct {
 	mu   sync.Mutex // guards what follows
 	left map[string]int
 	died map[string]bool
+}
+
+// inference is what serves the models of a device.
+type inference interface {
+	runtime.Runtime
+	serving(ctx context.Context) string
+}
+
+// real are model servers that run on this machine.
+type real struct{ agent.Servers }
+
+// newServer makes what serves during one start of the agent, and says how it is
+// let go of.
+func (d *Device) newServer() (inference, func() error, error) {
+	if d.o.Servers == nil {
+		return newServer(engine.New(engine.Options{Models: d.o.Models, Pace: d.board.pace, Plans: d.board.plans})), func() error { return nil }, nil
+	}
+	s, err := d.o.Servers()
+	if err != nil {
+		return nil, nil, err
+	}
+	return real{s}, s.Close, nil
+}
+
+// target is the board's, or with real servers that of this machine.
+func (d *Device) target() ota.Target {
+	if d.o.Servers == nil {
+		return d.board.target()
+	}
+	return ota.Target{OS: "linux", Arch: goruntime.GOARCH, Attrs: map[string]string{}}
 }
 
 func newServer(e *engine.Engine) *server {
@@ -74,8 +107,12 @@ func crashAfter(path string) (int, error) {
 }
 
 // serving returns the id of the workload that serves, empty for none.
-func (s *server) serving(ctx context.Context) string {
-	list, err := s.Engine.List(ctx)
+func (s *server) serving(ctx context.Context) string { return serving(ctx, s.Engine) }
+
+func (s real) serving(ctx context.Context) string { return serving(ctx, s.Servers) }
+
+func serving(ctx context.Context, r runtime.Runtime) string {
+	list, err := r.List(ctx)
 	if err != nil {
 		return ""
 	}
