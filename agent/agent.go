@@ -192,7 +192,7 @@ type Agent struct {
 	board        *health.Board
 	power        *power.Manager // nil without power modes
 	ended        traces
-	crashes      *crash.Recorder // nil where the disk could not be read
+	crashes      atomic.Pointer[crash.Recorder] // nil before Run, and where the disk could not be read
 
 	ids       ids
 	conn      connection

@@ -23,7 +23,7 @@ func (a *Agent) openCrash() {
 	if r == nil {
 		return
 	}
-	a.crashes = r
+	a.crashes.Store(r)
 	if c := r.Pending(); c != nil {
 		a.log.Warn("a start before this one was broken off", "what", c.Kind, "crash", c.Number, "last-seen", time.UnixMilli(c.Time).UTC())
 	}
@@ -32,13 +32,14 @@ func (a *Agent) openCrash() {
 // crashLoop keeps the ring of what a crash leaves, and sends what an earlier one
 // left, once.
 func (a *Agent) crashLoop(ctx context.Context) error {
-	if a.crashes == nil {
+	r := a.crashes.Load()
+	if r == nil {
 		return nil
 	}
 	done := make(chan error, 1)
-	go func() { done <- a.crashes.Run(ctx) }()
+	go func() { done <- r.Run(ctx) }()
 	for {
-		c := a.crashes.Pending()
+		c := r.Pending()
 		up, changed := a.conn.up()
 		if c == nil {
 			return <-done
@@ -66,15 +67,21 @@ func (a *Agent) sendCrash(ctx context.Context, c *wire.Crash) error {
 	if err := a.send(ctx, wire.UpLog, c); err != nil {
 		return err
 	}
-	return a.crashes.Sent(c.Number)
+	return a.crashes.Load().Sent(c.Number)
 }
 
 // endCrash marks that this start was ended.
 func (a *Agent) endCrash() {
-	if a.crashes == nil {
-		return
+	if r := a.crashes.Load(); r != nil {
+		if err := r.End(); err != nil {
+			a.log.Info("the end of this start is not noted", "error", err)
+		}
 	}
-	if err := a.crashes.End(); err != nil {
-		a.log.Info("the end of this start is not noted", "error", err)
+}
+
+// noteExit keeps how a model server ended, for what is told of a crash.
+func (a *Agent) noteExit(text string) {
+	if r := a.crashes.Load(); r != nil {
+		r.Exit(text)
 	}
 }

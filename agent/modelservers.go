@@ -78,6 +78,7 @@ func (a *Agent) observeServer(e runtime.Event) {
 	kind := "server"
 	if slices.Contains([]string{runtime.EventExit, runtime.EventOOM, runtime.EventHung}, e.Kind) {
 		kind = "crash"
+		a.noteExit(e.Kind + ": " + e.Message)
 	}
 	a.board.Event(wire.Event{ID: a.ids.next(), Kind: kind, Message: e.Kind + ": " + clipText(e.Message, maxCauseText), Release: a.releaseOf(e.Workload).Sum()})
 	switch e.Kind {

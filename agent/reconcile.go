@@ -119,9 +119,7 @@ func (a *Agent) noteDown(reason string, actual reconcile.Actual) {
 	if a.served { // not after a start, when nothing is loaded yet
 		a.board.Set(health.WorkloadDown, health.Critical, reason)
 		a.board.Event(wire.Event{ID: a.ids.next(), Kind: "crash", Message: reason, Release: actual.Current.Release.Sum()})
-		if a.crashes != nil {
-			a.crashes.Exit(nameOf(actual.Current) + ": " + reason)
-		}
+		a.noteExit(nameOf(actual.Current) + ": " + reason)
 		a.served = false
 	}
 }
