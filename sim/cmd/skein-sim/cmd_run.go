@@ -17,6 +17,7 @@ import (
 	"github.com/skein-fleet/skein/sim/jetson"
 	"github.com/skein-fleet/skein/sim/meter/digits"
 	"github.com/skein-fleet/skein/sim/plane"
+	"github.com/skein-fleet/skein/sim/scenario/play"
 	"github.com/skein-fleet/skein/sim/virtual"
 )
 
@@ -37,6 +38,7 @@ type runOptions struct {
 	blocks    time.Duration
 	events    string
 	stretch   float64
+	tune      func(*play.Options) // of scenarios
 }
 
 func (a *app) runCmd() *cobra.Command {

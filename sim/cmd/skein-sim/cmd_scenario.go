@@ -52,9 +52,13 @@ func (a *app) runScenarios(ctx context.Context, o runOptions) (err error) {
 	var failed error
 	for i, script := range scripts {
 		fmt.Fprintf(events, "# %s\n", o.scenarios[i])
-		r, err := play.Run(ctx, script, play.Options{
+		po := play.Options{
 			Dir: filepath.Join(dir, "scenario-"+strconv.Itoa(i+1)), Workshop: shop, Events: events, Logger: a.logger(), Skeind: o.command, Stretch: o.stretch,
-		})
+		}
+		if o.tune != nil {
+			o.tune(&po)
+		}
+		r, err := play.Run(ctx, script, po)
 		result := scenarioResult{File: o.scenarios[i], Result: r}
 		if err == nil {
 			if bad := r.Err(); bad != nil {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,6 +15,7 @@ import (
 	"github.com/skein-fleet/skein/agent/runtime"
 	"github.com/skein-fleet/skein/agent/runtime/kserve"
 	"github.com/skein-fleet/skein/sim/meter/engine"
+	"github.com/skein-fleet/skein/sim/virtual"
 )
 
 // Exit codes of serve-model by which it tells skein-agent why a model does not
@@ -20,6 +23,7 @@ import (
 const (
 	exitIncompatible = 65
 	exitNoCapacity   = 71
+	exitCrash        = 139 // as a shell shows a segmentation fault
 )
 
 // loadError is a model that could not be loaded.
@@ -59,8 +63,12 @@ Exit codes besides those of skein-sim:
 			if err != nil {
 				return fmt.Errorf("listen: %w", err)
 			}
+			var answers runtime.Inferer = e
+			if answers, err = virtual.Mortal(e, filepath.Join(w.Dir, w.ModelFile), func() { os.Exit(exitCrash) }); err != nil {
+				return err
+			}
 			fmt.Fprintf(a.stderr, "serving %s on http://%s/v2\n", w.ID, ln.Addr())
-			handler := kserve.NewHandler(kserve.Options{Inferer: e, Models: e.Served, Name: "skein-sim", Version: version})
+			handler := kserve.NewHandler(kserve.Options{Inferer: answers, Models: e.Served, Name: "skein-sim", Version: version})
 			return serve(ctx, ln, handler)
 		},
 	}
