@@ -50,6 +50,9 @@ type EngineOptions struct {
 	Trial, Measure time.Duration
 }
 
+// DefaultTrtexec is where JetPack puts it.
+const DefaultTrtexec = engine.DefaultTrtexec
+
 const (
 	trialTimeout  = 2 * time.Minute
 	softwareFor   = 10 * time.Minute // what is installed does not change often

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/skein-fleet/skein/agent"
 	"github.com/skein-fleet/skein/agent/internal/engine"
 	"github.com/skein-fleet/skein/agent/internal/host"
 	"github.com/skein-fleet/skein/agent/internal/target"
@@ -127,4 +128,12 @@ func withInput(in io.Reader, args []string, f func(io.Reader) error) error {
 	}
 	defer file.Close()
 	return f(file)
+}
+
+// engineOptions say how the agent reaches TensorRT, nil where it is not to.
+func engineOptions(o runOptions) *agent.EngineOptions {
+	if o.trtexec == "" {
+		return nil
+	}
+	return &agent.EngineOptions{Trtexec: o.trtexec, Refit: o.refit}
 }

@@ -34,6 +34,8 @@ type runOptions struct {
 	root, zone, nvbootctrl    string
 	reboot                    []string
 	nvpmodel, jetsonClocks    string
+	trtexec                   string
+	refit                     []string
 	fetcher, fetcherUser      string
 	fetcherDir                string
 	tegrastats                []string
@@ -73,6 +75,8 @@ func runCommand(s streams) *cobra.Command {
 	f.StringVar(&o.nvbootctrl, "nvbootctrl", "nvbootctrl", "command that knows the boot chain, where there is one")
 	f.StringArrayVar(&o.reboot, "reboot-command", nil, "command that restarts the machine, one word each time; systemctl reboot when not given")
 	f.StringVar(&o.nvpmodel, "nvpmodel", "nvpmodel", "command that knows the power modes, where the board has some; empty: power is left alone")
+	f.StringVar(&o.trtexec, "trtexec", agent.DefaultTrtexec, "TensorRT's trtexec, for trial loads of engines and for builds where an operator made this device a builder; empty: neither")
+	f.StringArrayVar(&o.refit, "refit-command", nil, "command that puts the weights {onnx} into the stripped plan {plan} and writes {out}, one word each time (default: Python's TensorRT)")
 	f.StringVar(&o.jetsonClocks, "jetson-clocks", "jetson_clocks", "command that locks clocks")
 	f.StringVar(&o.fetcher, "fetcher", "", "skein-fetch, for mirrors that releases name (default: beside this program; none: no mirrors)")
 	f.StringVar(&o.fetcherUser, "fetcher-user", "", "user that skein-fetch runs as, where the agent is root")
@@ -171,7 +175,7 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 	a, err := agent.New(agent.Options{
 		Host: machine, Runtime: rt, Files: files, Spool: sp, Logger: log, Version: version, Floor: buildTime(), Zone: zone,
 		MQTTOver: agent.Transport(o.mqttOver), Heartbeat: o.heartbeat, TelemetryEvery: o.sample, BlockEvery: o.blocks, CheckEvery: o.look, LoadTimeout: o.loadTimeout,
-		Agents: agents, Boot: chain, Power: powerBoard(o), BoardLine: machine.Line, LastPanic: lastPanic, Fetcher: fetcher,
+		Agents: agents, Boot: chain, Power: powerBoard(o), Engines: engineOptions(o), BoardLine: machine.Line, LastPanic: lastPanic, Fetcher: fetcher,
 		LocalSocket: o.socket, LogTail: tail.Lines, PeerListen: o.peerListen, PeerCache: o.peerCacheMiB << 20, Tap: agent.TapOptions{Listen: tapAddress(o, rt)},
 	})
 	if err != nil {
