@@ -86,6 +86,8 @@ const release = createRoute({ getParentRoute: () => shell, path: "/releases/$rel
 const models = createRoute({ getParentRoute: () => shell, path: "/models", component: later(() => import("./pages/Models"), "Models") });
 const model = createRoute({ getParentRoute: () => shell, path: "/models/$model", component: later(() => import("./pages/Models"), "ModelPage") });
 
+const engines = createRoute({ getParentRoute: () => shell, path: "/engines", component: later(() => import("./pages/Engines"), "Engines") });
+
 const audit = createRoute({
   getParentRoute: () => shell,
   path: "/audit",
@@ -96,7 +98,7 @@ const audit = createRoute({
 export const router = createRouter({
   routeTree: root.addChildren([
     login,
-    shell.addChildren([overview, devices, device, enrol, rollouts, newRollout, rollout, releases, release, models, model, audit]),
+    shell.addChildren([overview, devices, device, enrol, rollouts, newRollout, rollout, releases, release, models, model, engines, audit]),
   ]),
   parseSearch,
   stringifySearch,

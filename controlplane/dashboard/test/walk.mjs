@@ -333,6 +333,9 @@ async function walkRest() {
   await page.getByRole("main").getByRole("table").getByRole("link").first().click();
   await page.getByRole("heading", { name: /^Version/ }).first().waitFor();
   await inspect("model");
+  await visit("engines", "/engines", async () => {
+    for (const text of ["golden 32 of 32", "build 40 %", "no builder for"]) await page.getByText(text).first().waitFor();
+  });
   await visit("rollouts", "/rollouts", () => page.getByRole("main").getByRole("listitem").first().waitFor());
   await visit("audit", "/audit", () => page.locator(".audit-row").first().waitFor());
   await page.locator(".audit-row").first().click();

@@ -22,6 +22,7 @@ import (
 	"github.com/skein-fleet/skein/proto/gen/skein/audit/v1/auditv1connect"
 	authv1 "github.com/skein-fleet/skein/proto/gen/skein/auth/v1"
 	"github.com/skein-fleet/skein/proto/gen/skein/auth/v1/authv1connect"
+	"github.com/skein-fleet/skein/proto/gen/skein/build/v1/buildv1connect"
 	"github.com/skein-fleet/skein/proto/gen/skein/fleet/v1/fleetv1connect"
 	releasev1 "github.com/skein-fleet/skein/proto/gen/skein/release/v1"
 	"github.com/skein-fleet/skein/proto/gen/skein/release/v1/releasev1connect"
@@ -173,6 +174,7 @@ func (f *fake) handler(pages http.Handler) http.Handler {
 	mount(rolloutv1connect.NewRolloutServiceHandler(f))
 	mount(releasev1connect.NewReleaseServiceHandler(fakeReleases{f: f}))
 	mount(artifactv1connect.NewModelServiceHandler(fakeModels{}))
+	mount(buildv1connect.NewBuildServiceHandler(fakeBuilds{f: f}))
 	mount(auditv1connect.NewAuditServiceHandler(fakeAudit{f}))
 	mount(trustv1connect.NewTrustServiceHandler(fakeTrust{}))
 	mount(authv1connect.NewAuthServiceHandler(fakeAuth{}))

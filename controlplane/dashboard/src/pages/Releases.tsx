@@ -10,11 +10,12 @@ import { Attestations } from "./release/attestations";
 import { Pending } from "./release/pending";
 import { Sources } from "./release/sources";
 
-export function ReleaseTabs({ here }: { here: "releases" | "models" }) {
+export function ReleaseTabs({ here }: { here: "releases" | "models" | "engines" }) {
   return (
-    <nav className="tabs" aria-label="Releases and models">
+    <nav className="tabs" aria-label="Releases, models and engines">
       <Link to="/releases" aria-current={here === "releases" ? "page" : undefined}>Releases</Link>
       <Link to="/models" aria-current={here === "models" ? "page" : undefined}>Models</Link>
+      <Link to="/engines" aria-current={here === "engines" ? "page" : undefined}>Engines</Link>
     </nav>
   );
 }

@@ -17,7 +17,7 @@ const sections: { to: "/" | "/devices" | "/rollouts" | "/releases" | "/audit"; l
   { to: "/", label: "Overview", icon: "overview" },
   { to: "/devices", label: "Devices", icon: "device", also: ["/enrol"] },
   { to: "/rollouts", label: "Rollouts", icon: "rollout" },
-  { to: "/releases", label: "Releases", icon: "release", also: ["/models"] },
+  { to: "/releases", label: "Releases", icon: "release", also: ["/models", "/engines"] },
   { to: "/audit", label: "Audit", icon: "audit" },
 ];
 
