@@ -58,7 +58,7 @@ demo: build ## the main job end to end with 60 virtual Jetsons (ONCE=1: run and 
 ##@ Test
 
 .PHONY: test
-test: lint check-generate check-modules build build-arm64 test-go test-fetch test-foreign test-serving test-dashboard test-demo ## everything CI runs
+test: lint check-generate check-modules build build-arm64 test-go test-fetch test-foreign test-serving test-arm64 test-hil test-dashboard test-demo ## everything CI runs
 
 .PHONY: test-short
 test-short: ## unit tests only, under 2 minutes
@@ -77,6 +77,14 @@ test-slow: ## what takes longer: fuzzing, long scenarios, ONNX Runtime
 .PHONY: test-fetch
 test-fetch: ## skein-fetch against servers of S3 and Google's storage
 	deploy/test-fetch.sh
+
+.PHONY: test-arm64
+test-arm64: build-arm64 ## the arm64 binary is static, and tests of its parts run under qemu-user
+	deploy/test-arm64.sh $(BIN)/arm64/skein-agent
+
+.PHONY: test-hil
+test-hil: build build-arm64 ## the shipped binaries on modelled boards, under qemu-user and by ssh (SKEIN_SLOW=1: more scenarios)
+	BIN=$(BIN) deploy/test-hil.sh
 
 .PHONY: test-foreign
 test-foreign: ## against onnx.checker, ONNX Runtime, python-tuf and, if SKEIN_TUF_CONFORMANCE names it, the TUF conformance suite
