@@ -52,8 +52,8 @@ $(DASH)/dist/app/index.html: $(DASH)/node_modules/.package-lock.json $(shell fin
 ##@ Run
 
 .PHONY: demo
-demo: build ## the main job end to end with 60 virtual Jetsons (ONCE=1: run and exit)
-	$(BIN)/skein-sim demo $(if $(ONCE),--once,) $(DEMO_FLAGS)
+demo: build ## the main job end to end with 60 virtual Jetsons (ONCE=1: run and exit; RUNTIME=containerd, as root: 3 devices in real containers)
+	$(BIN)/skein-sim demo $(if $(ONCE),--once,) $(if $(RUNTIME),--runtime $(RUNTIME),) $(DEMO_FLAGS)
 
 ##@ Test
 

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/skein-fleet/skein/ota/gate"
 	"github.com/skein-fleet/skein/sim/fault/shaper"
 	"github.com/skein-fleet/skein/sim/jetson"
 	"github.com/skein-fleet/skein/sim/meter/digits"
@@ -34,8 +35,10 @@ type Options struct {
 	Digits   string // folder of the digits; empty looks for them
 	Report   string // file for the report as JSON; empty writes none
 	Once     bool   // end after the story instead of waiting for ctx
-	Out      io.Writer
-	Logger   *slog.Logger
+	// Containers is how many of the devices run their models in real containers.
+	Containers int
+	Out        io.Writer
+	Logger     *slog.Logger
 }
 
 // Timeout bounds the story; a fleet that has not done it by then has a fault.
@@ -51,6 +54,7 @@ type story struct {
 	o       Options
 	op      *operator.Operator
 	fleet   *virtual.Fleet
+	boxes   *boxes // nil without containers
 	digits  *digits.Digits
 	started time.Time
 	report  Report
@@ -67,6 +71,13 @@ func Run(ctx context.Context, o Options) (err error) {
 	s := &story{o: o, started: time.Now()}
 	if s.digits, err = digits.Load(ctx, o.Digits); err != nil {
 		return err
+	}
+	if o.Containers > 0 {
+		if s.boxes, err = openBoxes(ctx, o); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, s.boxes.Close()) }()
+		s.say("containerd is up, with a folder of its own; image %s of this program: %s", s.boxes.image.Manifest.Digest.Short(), gate.Figure(float64(s.boxes.bytes()), "bytes"))
 	}
 	p, err := plane.InProcess(ctx, filepath.Join(o.DataDir, "skeind"), o.HTTPAddr, o.Logger)
 	if err != nil {
@@ -119,13 +130,22 @@ func (s *story) plugIn(ctx context.Context, server string) (err error) {
 		Claim: func(ctx context.Context, labels map[string]string) (string, error) {
 			return s.op.Claim(ctx, s.o.Devices, labels)
 		},
-		Network: func(number int) shaper.Profile { return virtual.Networks[number%len(virtual.Networks)] },
+		Network: func(number int) shaper.Profile {
+			if number <= s.o.Containers {
+				return shaper.Profile{} // this machine's own line, for an image of many MiB
+			}
+			return virtual.Networks[number%len(virtual.Networks)]
+		},
+		Servers: s.boxes.servers,
 		Digits:  &s.digits.Test, PerSecond: 8, Logger: s.o.Logger,
 		Pace: virtual.Pace{TelemetryEvery: time.Second, BlockEvery: 2 * time.Second, Heartbeat: 10 * time.Second, CheckEvery: time.Second},
 	})
 	if err != nil {
 		return err
 	}
-	s.say("%d virtual Jetsons are plugged in: %s", len(s.fleet.Devices()), s.o.Mix)
+	if s.boxes != nil {
+		s.say("%d devices are plugged in whose models run in containers on this machine", s.o.Containers)
+	}
+	s.say("%d virtual Jetsons are plugged in: %s", len(s.fleet.Devices())-s.o.Containers, s.o.Mix)
 	return nil
 }

@@ -105,7 +105,11 @@ func (s *story) rollOut(ctx context.Context, c chapter, model *meter.Model, gold
 	if err != nil {
 		return err
 	}
-	release, err := s.op.Release(ctx, &releasev1.CreateReleaseRequest{Name: "meter", Version: c.name, Model: version, SoakSeconds: 1})
+	req := &releasev1.CreateReleaseRequest{Name: "meter", Version: c.name, Model: version, SoakSeconds: 1}
+	if err := s.boxes.serve(ctx, s.op, req); err != nil {
+		return err
+	}
+	release, err := s.op.Release(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -137,6 +141,9 @@ func (s *story) rollOut(ctx context.Context, c chapter, model *meter.Model, gold
 		return f.running[serving] == len(s.fleet.Devices()) && f.converging == 0
 	})
 	if err != nil {
+		return err
+	}
+	if err := s.boxes.check(ctx, s.say); err != nil {
 		return err
 	}
 	s.report.add(c, end, time.Since(began), s.bytesReceived()-before)
