@@ -58,7 +58,7 @@ demo: build ## the main job end to end with 60 virtual Jetsons (ONCE=1: run and 
 ##@ Test
 
 .PHONY: test
-test: lint check-generate check-modules build build-arm64 test-go test-fetch test-foreign test-serving test-arm64 test-hil test-dashboard test-demo ## everything CI runs
+test: lint check-generate check-modules build build-arm64 test-go test-containerd test-fetch test-foreign test-serving test-arm64 test-hil test-dashboard test-demo ## everything CI runs
 
 .PHONY: test-short
 test-short: ## unit tests only, under 2 minutes
@@ -73,6 +73,10 @@ test-go: ## whole Go suite, short tests with the race detector
 test-slow: ## what takes longer: fuzzing, long scenarios, ONNX Runtime
 	SKEIN_SLOW=1 go test -timeout 60m work
 	deploy/fuzz.sh 20s
+
+.PHONY: test-containerd
+test-containerd: ## containers under Debian's containerd and runc (root); prints how many tests ran
+	deploy/test-containerd.sh
 
 .PHONY: test-fetch
 test-fetch: ## skein-fetch against servers of S3 and Google's storage
