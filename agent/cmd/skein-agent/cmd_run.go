@@ -41,7 +41,7 @@ type runOptions struct {
 	tegrastats                []string
 	peerListen                string
 	peerCacheMiB              int64
-	tap                       string
+	tap, preseed              string
 	verbose, check            bool
 	claim                     enrollOptions
 }
@@ -88,6 +88,7 @@ func runCommand(s streams) *cobra.Command {
 	f.BoolVar(&o.check, "check", false, "check configuration, identity and state, print what this device is, and exit")
 	f.StringVar(&o.claim.server, "server", "", "enrol here first if this device is not enrolled")
 	f.StringVar(&o.claim.claim, "claim", "", "claim for --server")
+	f.StringVar(&o.preseed, "preseed", "", "JSON file with server, claim, name and labels: enrol by it if this device is not enrolled, then remove it")
 	f.StringVar(&o.claim.name, "name", "", "name of the device for --server")
 	f.StringToStringVar(&o.claim.labels, "label", nil, "labels that the device claims for --server")
 	return c
@@ -145,6 +146,11 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 	if o.claim.server != "" {
 		o.claim.state = o.state
 		if err := enrollDevice(ctx, s, o.claim, machine, files); err != nil {
+			return err
+		}
+	}
+	if o.preseed != "" && o.claim.server == "" && !o.check {
+		if err := enrollFromFile(ctx, s, o.preseed, machine, files); err != nil {
 			return err
 		}
 	}
