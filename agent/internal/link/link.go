@@ -62,4 +62,4 @@ type Reconnecter interface {
 }
 
 // downKinds are what a device subscribes to.
-var downKinds = []wire.Kind{wire.DownDesired, wire.DownCmd, wire.DownChunk}
+var downKinds = []wire.Kind{wire.DownDesired, wire.DownCmd, wire.DownChunk, wire.DownBuild}
