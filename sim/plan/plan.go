@@ -182,6 +182,14 @@ func Load(b []byte, on Board) (p Plan, warning string, err error) {
 	return p, warning, nil
 }
 
+// Model returns the ONNX file in a plan, and what is no plan as it is.
+func Model(b []byte) []byte {
+	if !Is(b) || len(b) < fixed {
+		return b
+	}
+	return b[min(len(b), fixed+int(binary.LittleEndian.Uint32(b[16:]))):]
+}
+
 // fits asks in the order of TensorRT: its version first.
 func (p *Plan) fits(version int, on Board) error {
 	if p.TensorRT != on.TensorRT {

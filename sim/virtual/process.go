@@ -17,6 +17,7 @@ import (
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/sim/meter/engine"
 	"github.com/skein-fleet/skein/sim/meter/onnx"
+	"github.com/skein-fleet/skein/sim/plan"
 )
 
 // MetaCrashAfter is the metadata key by which a model file makes its server
@@ -91,7 +92,7 @@ func crashAfter(path string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read model: %w", err)
 	}
-	m, err := onnx.Parse(raw)
+	m, err := onnx.Parse(plan.Model(raw))
 	if err != nil {
 		return 0, fmt.Errorf("read model: %w", err)
 	}
