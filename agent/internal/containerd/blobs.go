@@ -302,7 +302,8 @@ func (p *puller) have(ctx context.Context, cs content.Store, d ocispec.Descripto
 	if err := cs.Delete(ctx, d.Digest); err != nil && !errdefs.IsNotFound(err) {
 		return false, fmt.Errorf("remove the damaged %s: %w", d.Digest, err)
 	}
-	return false, nil
+	// Until it is collected, a writer is told that it is there.
+	return false, p.l.collect(ctx, p.c)
 }
 
 func whole(ctx context.Context, cs content.Store, d ocispec.Descriptor) (bool, error) {

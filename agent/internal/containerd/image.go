@@ -154,6 +154,18 @@ func (l *Launcher) lease(ctx context.Context, c *client.Client, d ota.Digest) (r
 	}, leases.WithLease(ctx, id.ID), nil
 }
 
+// collect waits for the garbage collector: deleting any lease can.
+func (l *Launcher) collect(ctx context.Context, c *client.Client) error {
+	id := leases.Lease{ID: "skein-collect"}
+	if _, err := c.LeasesService().Create(ctx, leases.WithID(id.ID)); err != nil && !errdefs.IsAlreadyExists(err) {
+		return fmt.Errorf("collect garbage: %w", err)
+	}
+	if err := c.LeasesService().Delete(ctx, id, leases.SynchronousDelete); notFoundIsFine(err) != nil {
+		return fmt.Errorf("collect garbage: %w", err)
+	}
+	return nil
+}
+
 // unpack makes snapshots of the layers that have none.
 func (l *Launcher) unpack(ctx context.Context, c *client.Client, name string, got *pulled) error {
 	if err := l.room(ctx, c, got.bytes); err != nil {

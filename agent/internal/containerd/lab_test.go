@@ -5,12 +5,17 @@ import (
 	"os"
 	"path/filepath"
 	goruntime "runtime"
+	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/skein-fleet/skein/agent/internal/containerd/containerdtest"
+	"github.com/skein-fleet/skein/agent/internal/serving"
+	"github.com/skein-fleet/skein/ota/manifest"
 )
 
 const goarch = goruntime.GOARCH
@@ -93,4 +98,22 @@ func (l *lab) orphans(ctx context.Context, cl *client.Client) error {
 		return err
 	}
 	return os.WriteFile(filepath.Join(l.opts.Dir, "left.log"), []byte("x"), 0o600)
+}
+
+func (l *lab) specOf(name string, img manifest.Image, args ...string) serving.Spec {
+	s := l.spec(name, args...)
+	s.Workload.Spec.Image = &img
+	return s
+}
+
+func (l *lab) startTime() time.Time { return time.Unix(1_700_000_000, 0) }
+
+// rootImage is an image whose user is root.
+func (l *lab) rootImage(c *Launcher) *manifest.Image {
+	l.Helper()
+	img := containerdtest.Image(l.T, l.blobs, ocispec.ImageConfig{Entrypoint: []string{"/server"}}, goarch, containerdtest.ServerLayer(l.T))
+	if err := c.EnsureImage(l.Context(), img, false, l.blobs.Open); err != nil {
+		l.Fatal(err)
+	}
+	return &img
 }

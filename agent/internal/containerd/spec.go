@@ -162,7 +162,7 @@ func withHome(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.S
 	if !slices.ContainsFunc(s.Process.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
 		s.Process.Env = append(s.Process.Env, "HOME=/tmp")
 	}
-	s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 65536, Hard: 65536}}
+	s.Process.Rlimits = nil // those of the daemon; the default of 1024 files is too few for servers
 	return nil
 }
 

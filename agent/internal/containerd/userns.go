@@ -65,7 +65,6 @@ func (l *Launcher) withUserNamespace(p *plan) oci.SpecOpts {
 		if err := oci.WithUserNamespace(mapping([]uint32{0, u.UID}), mapping(gids))(ctx, c, r, s); err != nil {
 			return err
 		}
-		s.Process.Rlimits = nil // those of the daemon: raising them is for root of the host
 		withoutRoot(s, p.w.Network != "none")
 		return mountPoints(ctx, c, r, s)
 	}
@@ -141,7 +140,11 @@ func mountPoint(root *os.Root, name string, m specs.Mount) error {
 		}
 		return f.Close()
 	}
-	return root.MkdirAll(name, 0o755)
+	if err := root.MkdirAll(name, 0o755); err != nil || !slices.Contains(m.Options, "mode=1777") {
+		return err
+	}
+	// runc gives what it mounts the mode of what was there.
+	return root.Chmod(name, 0o777|os.ModeSticky)
 }
 
 var runcRE = regexp.MustCompile(`runc version (\d+)\.(\d+)`)

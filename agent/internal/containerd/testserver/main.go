@@ -108,7 +108,9 @@ func look(args []string) error {
 		fmt.Println("uid_map:", strings.Join(strings.Fields(string(b)), " "))
 	}
 	for _, e := range os.Environ() {
-		fmt.Println("env:", e)
+		if !strings.HasPrefix(e, "PATH=") {
+			fmt.Println("env:", e)
+		}
 	}
 	for _, p := range args {
 		if name, ok := strings.CutPrefix(p, "write:"); ok {
