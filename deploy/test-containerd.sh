@@ -12,6 +12,7 @@ deploy/ensure-packages.sh containerd runc
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT
 SKEIN_NEED_CONTAINERD=1 go test -count=1 -timeout 15m -v ./agent/internal/containerd/... 2>&1 | tee "$out" | grep -E '^(---|ok|FAIL|panic|    )' || true
+go test -count=1 -timeout 15m -v -run '^TestContainers$' ./sim/e2e 2>&1 | tee -a "$out" | grep -E '^(---|ok|FAIL|panic|    )' || true
 ran=$(grep -c '^--- PASS' "$out" || true)
 skipped=$(grep -c '^ *--- SKIP' "$out" || true)
 echo "containerd suite: $ran tests ran"

@@ -168,6 +168,20 @@ func (d *Daemon) Tasks(ctx context.Context) ([]string, error) {
 	return out, nil
 }
 
+// PID is the first process of a task, namespace/id.
+func (d *Daemon) PID(ctx context.Context, task string) (int, error) {
+	n, id, _ := strings.Cut(task, "/")
+	words, err := d.ctr(ctx, "-n", n, "tasks", "ls") // TASK PID STATUS in each line
+	if err != nil {
+		return 0, err
+	}
+	i := slices.Index(words, id)
+	if i < 0 || i+1 == len(words) {
+		return 0, fmt.Errorf("containerd runs no %s", task)
+	}
+	return strconv.Atoi(words[i+1])
+}
+
 // Kill ends a task, namespace/id, as the kernel or a person would.
 func (d *Daemon) Kill(ctx context.Context, task string) error {
 	n, id, _ := strings.Cut(task, "/")

@@ -172,6 +172,7 @@ type version struct {
 	pad     int      // bytes added to the file
 	targets []string // empty: testTarget
 	agent   []byte   // an agent that the release brings
+	with    func(*releasev1.CreateReleaseRequest)
 	// mirrors gives the file to who serves it elsewhere, and says where.
 	mirrors func(onnx []byte) []string
 }
@@ -221,8 +222,12 @@ func (s *server) release(name string, v version) *releasev1.Release {
 		}
 		machine = append(machine, &releasev1.MachineLayer{AgentDigest: string(d)})
 	}
-	r, err := s.op.Release(s.t.Context(), &releasev1.CreateReleaseRequest{Name: "meter", Version: name, Model: model, Targets: targets, Machine: machine,
-		Parameters: []*releasev1.ParameterDeclaration{{Key: "note", Type: "string", Default: "none"}}})
+	req := &releasev1.CreateReleaseRequest{Name: "meter", Version: name, Model: model, Targets: targets, Machine: machine,
+		Parameters: []*releasev1.ParameterDeclaration{{Key: "note", Type: "string", Default: "none"}}}
+	if v.with != nil {
+		v.with(req)
+	}
+	r, err := s.op.Release(s.t.Context(), req)
 	if err != nil {
 		s.t.Fatal(err)
 	}
