@@ -1,5 +1,6 @@
 import { useQuery } from "@connectrpc/connect-query";
 import { Link, useParams } from "@tanstack/react-router";
+import { Fragment } from "react";
 import { type Layer, type Release, ReleaseService } from "../gen/skein/release/v1/release_pb";
 import { bytes, count, duration, plural, targetLabel } from "../lib/format";
 import { useTitle } from "../lib/hooks";
@@ -86,6 +87,12 @@ export function ReleasePage() {
               <dt>Size</dt><dd className="num">{bytes(r.bytes)}</dd>
               <dt>Soak</dt><dd>{r.soakSeconds > 0n ? duration(Number(r.soakSeconds) * 1000) : "none"} on the device</dd>
               {r.agentTargets.length > 0 && <><dt>New agent</dt><dd>for {r.agentTargets.map(targetLabel).join("; ")}</dd></>}
+              {r.workloads.map((w) => (
+                <Fragment key={w.target}>
+                  <dt>Served by</dt>
+                  <dd>{targetLabel(w.target)}: {w.server}{w.imageDigest !== "" && <> in {w.imageReference !== "" ? w.imageReference : "image"} <code>{w.imageDigest.slice(7, 19)}</code>{w.imageLayers > 0 && <>, {bytes(w.imageBytes)} in {w.imageLayers} layers</>}</>}</dd>
+                </Fragment>
+              ))}
               {r.osTargets.length > 0 && <><dt>New OS</dt><dd>for {r.osTargets.map(targetLabel).join("; ")}</dd></>}
               <dt>Made</dt><dd><At at={r.created} /></dd>
             </dl>
