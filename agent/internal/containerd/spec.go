@@ -95,8 +95,7 @@ func (l *Launcher) allowDevice(device string) error {
 func (l *Launcher) specOpts(img client.Image, p *plan) []oci.SpecOpts {
 	opts := []oci.SpecOpts{
 		oci.WithDefaultSpec(),
-		oci.WithEnv(p.env), // before the image's, which keep what is set
-		oci.WithImageConfigArgs(img, p.args),
+		withProcess(img, p),
 		oci.WithCapabilities(nil),
 		oci.WithNoNewPrivileges,
 		oci.WithCgroup(cgroupPath(l.opts.Namespace, p.id)),
@@ -107,14 +106,9 @@ func (l *Launcher) specOpts(img client.Image, p *plan) []oci.SpecOpts {
 			tmpfs("/run", "16m", "noexec"),
 		}),
 		oci.WithDefaultUnixDevices,
-		withUser(p),
-		withHome,
 		withNetwork(p.w.Network),
 		l.withFolders(p),
 		l.withLimits(p.w.Resources),
-	}
-	if p.mode == argsReplaceAll {
-		opts = append(opts, oci.WithProcessArgs(p.args...))
 	}
 	if !p.w.WritableRoot {
 		opts = append(opts, oci.WithRootFSReadonly())
@@ -132,38 +126,6 @@ func (l *Launcher) specOpts(img client.Image, p *plan) []oci.SpecOpts {
 
 func tmpfs(at, size string, more ...string) specs.Mount {
 	return specs.Mount{Destination: at, Type: "tmpfs", Source: "tmpfs", Options: append([]string{"nosuid", "nodev", "mode=1777", "size=" + size}, more...)}
-}
-
-// withUser sets who runs in it. A number without a group is a group of its own,
-// not the group of root.
-func withUser(p *plan) oci.SpecOpts {
-	return func(ctx context.Context, c oci.Client, r *containers.Container, s *oci.Spec) error {
-		if p.w.User != "" {
-			if err := oci.WithUser(p.w.User)(ctx, c, r, s); err != nil {
-				return fmt.Errorf("user %s: %w", p.w.User, err)
-			}
-		}
-		u := &s.Process.User
-		if u.UID == 0 && p.w.User == "" {
-			return fmt.Errorf("%w: the image runs as root, and the workload does not say that it may: set user, for example 65532", runtime.ErrIncompatible)
-		}
-		if u.UID != 0 && u.GID == 0 && !strings.Contains(p.w.User, ":") {
-			u.GID = u.UID
-		}
-		if u.UID != 0 {
-			u.AdditionalGids = slices.DeleteFunc(u.AdditionalGids, func(g uint32) bool { return g == 0 })
-		}
-		return nil
-	}
-}
-
-// withHome gives a home that can be written.
-func withHome(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
-	if !slices.ContainsFunc(s.Process.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
-		s.Process.Env = append(s.Process.Env, "HOME=/tmp")
-	}
-	s.Process.Rlimits = nil // those of the daemon; the default of 1024 files is too few for servers
-	return nil
 }
 
 // withNetwork shares the host's network, or gives one with nothing in it.
