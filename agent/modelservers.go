@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -11,51 +10,56 @@ import (
 	"github.com/skein-fleet/skein/agent/runtime"
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/proto/wire"
+	"github.com/skein-fleet/skein/telemetry"
 )
 
 const (
-	// serversFor is how long what was measured of the servers is good.
-	serversFor = 5 * time.Second
-	// measureTimeout bounds one look at all of them.
-	measureTimeout = 3 * time.Second
-	maxServers     = 16
-	maxServerText  = 400
+	maxServers    = 16
+	maxServerText = 400
 )
 
-// measuredServers are what was last seen of the model servers.
+// measuredServers is what the conditions of model servers are about.
 type measuredServers struct {
-	mu   sync.Mutex // guards what follows; held while they are asked
-	at   time.Time
-	list []wire.Server
-
-	committed atomic.Pointer[string] // workload that the conditions are about
+	committed atomic.Pointer[string] // workload
 }
 
-// reportedServers are what serves models, nil where the runtime does not tell.
-func (a *Agent) reportedServers() []wire.Server {
+// servers are what serves models, nil where the runtime does not tell.
+func (a *Agent) servers() []runtime.Server {
 	r, ok := a.opts.Runtime.(runtime.Reporter)
 	if !ok {
 		return nil
 	}
-	m := &a.measured
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	now := a.opts.Now()
-	if age := now.Sub(m.at); age >= 0 && age < serversFor {
-		return m.list
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), measureTimeout)
-	defer cancel()
-	list, err := r.Servers(ctx)
+	list, err := r.Servers(context.Background()) // at once
 	if err != nil {
 		a.log.Debug("look at the model servers", "error", err)
-		return m.list
 	}
-	m.at, m.list = now, make([]wire.Server, 0, len(list))
-	for _, s := range list[:min(len(list), maxServers)] {
-		m.list = append(m.list, wireServer(s))
+	return list[:min(len(list), maxServers)]
+}
+
+func (a *Agent) reportedServers() []wire.Server {
+	var out []wire.Server
+	for _, s := range a.servers() {
+		out = append(out, wireServer(s))
 	}
-	return m.list
+	return out
+}
+
+// serverReadings are what the model servers use.
+func (a *Agent) serverReadings(now time.Time) []telemetry.Reading {
+	var out []telemetry.Reading
+	for _, s := range a.servers() {
+		if s.State == "left over" {
+			continue
+		}
+		at := func(v float64, name string) {
+			out = append(out, telemetry.Reading{Series: telemetry.NewSeries(name, "model", s.Model, "version", s.Version), Time: now, Value: v})
+		}
+		if s.Memory > 0 {
+			at(float64(s.Memory), telemetry.ServerMemory)
+		}
+		at(float64(s.Restarts), telemetry.ServerRestarts)
+	}
+	return out
 }
 
 func wireServer(s runtime.Server) wire.Server {

@@ -268,6 +268,7 @@ func (a *Agent) ownReadings(now time.Time) []telemetry.Reading {
 		out = append(out, at(a.opts.Now().Sub(t).Seconds(), telemetry.ClockOffset))
 	}
 	out = append(out, a.tapReadings(now)...)
+	out = append(out, a.serverReadings(now)...)
 	a.golden.mu.Lock()
 	defer a.golden.mu.Unlock()
 	if a.golden.known {

@@ -90,6 +90,8 @@ const (
 	InferenceInFlight   = "skein_inference_in_flight"
 	InferenceCost       = "skein_inference_cost_dollars_total"
 	InferenceConfidence = "skein_inference_confidence_ratio"
+	ServerMemory        = "skein_inference_server_memory_bytes"
+	ServerRestarts      = "skein_inference_server_restarts_total"
 	GoldenAccuracy      = "skein_inference_golden_accuracy_ratio"
 )
 
@@ -134,6 +136,8 @@ var Metrics = []Metric{
 	{InferenceInFlight, "", Gauge, Scale{1, 1}, []string{"model"}, "requests being answered"},
 	{InferenceCost, "dollars", Counter, Scale{1, 1000000}, []string{"model", "version"}, "cost of the inferences so far"},
 	{InferenceConfidence, "ratio", Gauge, Scale{1, 10000}, []string{"model", "version"}, "mean share of the winning class in the classifications that were looked at"},
+	{ServerMemory, "bytes", Gauge, Scale{1 << 20, 1}, []string{"model", "version"}, "memory of the model server"},
+	{ServerRestarts, "", Counter, Scale{1, 1}, []string{"model", "version"}, "times the model server was started again by itself"},
 	{GoldenAccuracy, "ratio", Gauge, Scale{1, 10000}, []string{"model", "version"}, "share of the golden set answered within tolerance"},
 }
 

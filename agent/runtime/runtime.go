@@ -142,18 +142,19 @@ type Watcher interface {
 
 // Server describes what runs for one workload.
 type Server struct {
-	ID       string
-	Kind     string     // process or container
-	Server   string     // v2 or triton
-	Image    ota.Digest // empty for a process
-	State    string     // ready, starting, waiting or left over
-	Reason   string
-	Started  time.Time
-	Restarts int
-	LastExit string // how it last ended by itself
-	Memory   int64  // bytes, 0 when unknown
-	CPU      time.Duration
-	Endpoint Endpoint
+	ID             string
+	Model, Version string
+	Kind           string     // process or container
+	Server         string     // v2 or triton
+	Image          ota.Digest // empty for a process
+	State          string     // ready, waiting or left over
+	Reason         string
+	Started        time.Time
+	Restarts       int
+	LastExit       string // how it last ended by itself
+	Memory         int64  // bytes, 0 when unknown
+	CPU            time.Duration
+	Endpoint       Endpoint
 	// Requests, Failed, Queue and Compute are what the server itself counts of
 	// the model; the times are means of a request. Zero where it does not count.
 	Requests, Failed uint64
@@ -162,7 +163,8 @@ type Server struct {
 	GPUMemory        int64 // bytes in use on its GPUs, by all
 }
 
-// Reporter is implemented by runtimes whose workloads are servers.
+// Reporter is implemented by runtimes whose workloads are servers. It answers
+// at once, with what was last measured.
 type Reporter interface {
 	Servers(ctx context.Context) ([]Server, error)
 }

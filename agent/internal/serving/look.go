@@ -14,21 +14,35 @@ func (r *Runtime) look(ctx context.Context, s *server, one *run) {
 	if !r.answers(ctx, s, one) {
 		return
 	}
+	memory := r.measure(ctx, s, one)
 	limit := int64(specOf(s.w).Restart.GrowthMiB) << 20
-	if limit == 0 || time.Since(one.started) < r.opts.Settled {
-		return
-	}
-	use, cancel := context.WithTimeout(ctx, lookTime)
-	defer cancel()
-	u, err := one.inst.Usage(use)
 	switch {
-	case err != nil:
-		r.opts.Logger.Debug("measure a server", "workload", s.w.ID, "error", err)
+	case limit == 0 || memory == 0 || time.Since(one.started) < r.opts.Settled:
 	case one.baseline == 0:
-		one.baseline = u.Memory
-	case u.Memory-one.baseline > limit:
-		r.outgrown(ctx, s, one, u.Memory)
+		one.baseline = memory
+	case memory-one.baseline > limit:
+		r.outgrown(ctx, s, one, memory)
 	}
+}
+
+// measure keeps what a server uses and counts, for Servers; it returns its
+// memory, 0 when that is not known.
+func (r *Runtime) measure(ctx context.Context, s *server, one *run) int64 {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	var seen runtime.Server
+	u, err := one.inst.Usage(ctx)
+	if m, ok := s.dialect.(Measurer); ok && err == nil {
+		err = m.Measure(ctx, one.g, one.served, &seen)
+	}
+	if err != nil {
+		r.opts.Logger.Debug("measure a server", "workload", s.w.ID, "error", err)
+	}
+	seen.Memory, seen.CPU = u.Memory, u.CPU
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen = seen
+	return u.Memory
 }
 
 // answers reports whether it does; a server that is silent for long is stopped,

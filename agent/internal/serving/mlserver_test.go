@@ -66,7 +66,7 @@ func mlserver(t *testing.T, version, datatype string) (*serving.Runtime, runtime
 	if os.Getenv("SKEIN_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
-	rt := serving.New(serving.Options{Launcher: process.New(process.Options{Logger: log}), Dir: filepath.Join(scratch, "serving"), Logger: log, StopTimeout: 10 * time.Second})
+	rt := serving.New(serving.Options{Launcher: process.New(process.Options{Logger: log}), Dir: filepath.Join(scratch, "serving"), Logger: log, StopTimeout: 10 * time.Second, LookEvery: 20 * time.Millisecond})
 	t.Cleanup(func() {
 		if err := rt.Close(); err != nil {
 			t.Error(err)
@@ -108,7 +108,12 @@ func TestMLServer(t *testing.T) {
 				t.Fatalf("endpoint %+v %v", e, err)
 			}
 			release()
-			list, err := rt.Servers(t.Context())
+			var list []runtime.Server
+			for end := time.Now().Add(20 * time.Second); time.Now().Before(end); <-time.After(5 * time.Millisecond) {
+				if list, err = rt.Servers(t.Context()); err == nil && len(list) == 1 && list[0].Memory > 20<<20 {
+					break
+				}
+			}
 			if err != nil || len(list) != 1 || list[0].Memory < 20<<20 {
 				t.Errorf("servers %+v %v", list, err)
 			}

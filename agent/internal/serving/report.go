@@ -8,50 +8,35 @@ import (
 	"github.com/skein-fleet/skein/agent/runtime"
 )
 
-// Servers describes what runs, measured now.
-func (r *Runtime) Servers(ctx context.Context) ([]runtime.Server, error) {
+// Servers describes what runs, as the last look at each found it.
+func (r *Runtime) Servers(context.Context) ([]runtime.Server, error) {
 	r.mu.Lock()
-	all := make([]*server, 0, len(r.servers))
-	for _, s := range r.servers {
-		all = append(all, s)
-	}
+	defer r.mu.Unlock()
 	var out []runtime.Server
+	for _, s := range r.servers {
+		out = append(out, s.describe())
+	}
 	for id, list := range r.left {
 		for _, a := range list {
 			out = append(out, runtime.Server{ID: id, State: "left over", Reason: leftReason, Started: a.Started})
 		}
 	}
-	r.mu.Unlock()
-	for _, s := range all {
-		out = append(out, r.describe(ctx, s))
-	}
 	slices.SortFunc(out, func(a, b runtime.Server) int { return strings.Compare(a.ID, b.ID) })
 	return out, nil
 }
 
-func (r *Runtime) describe(ctx context.Context, s *server) runtime.Server {
+func (s *server) describe() runtime.Server {
 	s.mu.Lock()
-	one := s.run
-	v := runtime.Server{
-		ID: s.w.ID, Kind: "process", Server: ServerOf(s.w), State: "ready", Reason: s.reason,
-		Started: one.started, Restarts: s.restarts, LastExit: s.lastExit, Endpoint: one.endpoint(),
-	}
+	defer s.mu.Unlock()
+	v := s.seen
+	v.ID, v.Kind, v.Server, v.State, v.Reason = s.w.ID, "process", ServerOf(s.w), "ready", s.reason
+	v.Model, v.Version = s.w.Model, s.w.Version
+	v.Started, v.Restarts, v.LastExit, v.Endpoint = s.run.started, s.restarts, s.lastExit, s.run.endpoint()
 	if img := specOf(s.w).Image; img != nil {
 		v.Kind, v.Image = "container", img.Digest
 	}
 	if !s.ready {
 		v.State = "waiting"
-	}
-	s.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, lookTime)
-	defer cancel()
-	if u, err := one.inst.Usage(ctx); err == nil {
-		v.Memory, v.CPU = u.Memory, u.CPU
-	}
-	if m, ok := s.dialect.(Measurer); ok && v.State == "ready" {
-		if err := m.Measure(ctx, one.g, one.served, &v); err != nil {
-			r.opts.Logger.Debug("measure a server", "workload", s.w.ID, "error", err)
-		}
 	}
 	return v
 }

@@ -72,9 +72,11 @@ type Runtime struct {
 	// left are servers that run and that nobody has loaded, by workload.
 	left    map[string][]Adopted
 	adopted bool // left is complete
-	serving string
-	closed  bool
-	watch   func(runtime.Event)
+	// adoptErr was last logged.
+	adoptErr string
+	serving  string
+	closed   bool
+	watch    func(runtime.Event)
 }
 
 // New returns a runtime with nothing loaded; it starts nothing.
@@ -295,11 +297,13 @@ func (r *Runtime) drain(ctx context.Context, run *run) {
 
 // List returns what is loaded and what else runs.
 func (r *Runtime) List(ctx context.Context) ([]runtime.Status, error) {
-	if err := r.adopt(ctx); err != nil { // what is loaded is known nevertheless
-		r.opts.Logger.Warn("look for servers that run already", "error", err)
-	}
+	err := r.adopt(ctx)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err != nil && err.Error() != r.adoptErr { // what is loaded is known nevertheless
+		r.adoptErr = err.Error()
+		r.opts.Logger.Warn("servers that may run already", "error", err)
+	}
 	out := make([]runtime.Status, 0, len(r.servers))
 	for id, s := range r.servers {
 		ready, reason := s.state()

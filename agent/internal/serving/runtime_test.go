@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -68,6 +69,9 @@ func newWorld(t *testing.T) *world {
 	w := &world{farm: newFarm(), events: &events{}, free: 1 << 40}
 	o := options(w.farm, t.TempDir())
 	o.Memory = func() (int64, int64) { return w.free, 1 << 40 }
+	if os.Getenv("SKEIN_LOG") != "" {
+		o.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
 	w.Runtime = New(o)
 	w.Watch(w.events.add)
 	t.Cleanup(func() {
@@ -207,12 +211,11 @@ func TestGrowth(t *testing.T) {
 				t.Fatal(err)
 			}
 			old := w.farm.get(t, "skein-a")
-			for range 100 { // whenever the baseline is taken, this is more
-				old.grow(1 << 20)
-				<-time.After(time.Millisecond)
-			}
-			old.grow(500 << 20)
-			await(t, "another server answers", func() bool { _, ok := w.events.find(runtime.EventRestart); return ok })
+			await(t, "another server answers", func() bool {
+				old.grow(1 << 20) // whenever the baseline is taken, this becomes more
+				_, ok := w.events.find(runtime.EventRestart)
+				return ok
+			})
 			e, _ := w.events.find(runtime.EventGrowth)
 			if stated := strings.Contains(e.Message, "inference stops"); stated != (name == "after") || !strings.Contains(e.Message, "more than the 50 MiB") {
 				t.Errorf("told %q", e.Message)

@@ -44,6 +44,7 @@ type server struct {
 	reason   string
 	restarts int
 	lastExit string
+	seen     runtime.Server // measured by the last look
 }
 
 // run is one start of a server.
@@ -92,7 +93,7 @@ func (s *server) use(next *run) *run {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.run
-	s.run, s.ready, s.reason = next, true, ""
+	s.run, s.ready, s.reason, s.seen = next, true, "", runtime.Server{}
 	return old
 }
 

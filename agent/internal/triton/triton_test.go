@@ -177,7 +177,7 @@ func newRuntimeIn(t *testing.T, dir string) *serving.Runtime {
 		log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
 	rt := serving.New(serving.Options{Launcher: process.New(process.Options{Logger: log}), Dir: dir, Logger: log,
-		Dialects: map[string]serving.Dialect{manifest.ServerTriton: Dialect{}}, StopTimeout: 10 * time.Second})
+		Dialects: map[string]serving.Dialect{manifest.ServerTriton: Dialect{}}, StopTimeout: 10 * time.Second, LookEvery: time.Second})
 	t.Cleanup(func() {
 		if err := rt.Close(); err != nil {
 			t.Error(err)
@@ -287,7 +287,12 @@ func TestControlBothWays(t *testing.T) {
 			t.Errorf("%s index: %+v %v", way, list, err)
 		}
 	}
-	if _, err := rt.Infer(ctx, "a", request()); err != nil {
+	// The looks of the runtime saw the model out, too.
+	_, err = rt.Infer(ctx, "a", request())
+	for end := time.Now().Add(20 * time.Second); errors.Is(err, runtime.ErrNotLoaded) && time.Now().Before(end); _, err = rt.Infer(ctx, "a", request()) {
+		<-time.After(20 * time.Millisecond)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	over, err := c.grpc.Infer(ctx, "affine", "1", request())
@@ -297,10 +302,13 @@ func TestControlBothWays(t *testing.T) {
 	if m, err := c.grpc.Metadata(ctx, "affine", "1"); err != nil || len(m.Inputs) != 1 || m.Inputs[0].Datatype != "FP32" || !slices.Equal(m.Inputs[0].Shape, []int64{-1, 4}) {
 		t.Errorf("metadata over gRPC: %+v %v", m, err)
 	}
-	list, err := rt.Servers(ctx)
-	if err != nil || len(list) != 1 || list[0].Requests != 2 || list[0].Compute <= 0 || list[0].Memory == 0 {
-		t.Errorf("measured: %+v %v", list, err)
+	var list []runtime.Server
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); <-time.After(20 * time.Millisecond) {
+		if list, err = rt.Servers(ctx); err == nil && len(list) == 1 && list[0].Requests == 2 && list[0].Compute > 0 && list[0].Memory > 0 {
+			return
+		}
 	}
+	t.Errorf("measured: %+v %v", list, err)
 }
 
 // TestScan looks for open ports from another network namespace: there are none.
