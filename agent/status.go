@@ -59,7 +59,7 @@ func (a *Agent) serveLocal(ctx context.Context) error {
 		return nil
 	}
 	src := localapi.Source{Status: a.Status, Logs: a.opts.LogTail, Apply: a.ApplyBundle, Receipt: a.Receipt,
-		HoldOff: a.holdOff, ReleaseHold: a.releaseHold, Traces: a.timelines,
+		Observe: a.observePosted, Sample: a.sampleRequests, HoldOff: a.holdOff, ReleaseHold: a.releaseHold, Traces: a.timelines,
 		Listening: func() { a.board.Clear(health.LocalSocket) }}
 	for {
 		err := localapi.Serve(ctx, a.opts.LocalSocket, src)

@@ -3,8 +3,10 @@ package agent
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -254,4 +256,50 @@ func ServeTap(ctx context.Context, ends runtime.Endpoints, o TapOptions) error {
 	}
 	t.Observe(observedShare, new(confidence))
 	return t.Run(ctx)
+}
+
+// errTapOff is told where nothing can be observed or sampled.
+var errTapOff = errors.New("this agent has no tap (--tap)")
+
+// observePosted takes an observation of an application that asks its model itself.
+func (a *Agent) observePosted(ctx context.Context, raw []byte) error {
+	if a.tap.tap == nil {
+		return errTapOff
+	}
+	return a.tap.tap.Post(ctx, raw)
+}
+
+const (
+	sampleMemory = 8 << 20
+	sampleEvery  = 200 * time.Millisecond
+)
+
+// sampleRequests writes a share of the requests as they come, a JSON object
+// each line, until ctx ends. What does not fit its memory between two looks is
+// left out, the oldest first. One at a time: a later call ends the one before.
+func (a *Agent) sampleRequests(ctx context.Context, share float64, w io.Writer) error {
+	if a.tap.tap == nil {
+		return errTapOff
+	}
+	s, stop := a.tap.tap.Sample(share, sampleMemory)
+	defer stop()
+	if _, err := w.Write(nil); err != nil { // the header: it samples from here on
+		return nil
+	}
+	enc := json.NewEncoder(w)
+	tick := time.NewTicker(sampleEvery)
+	defer tick.Stop()
+	for over := false; !over; {
+		select {
+		case <-ctx.Done():
+			over = true
+		case <-tick.C:
+		}
+		for _, one := range s.Take() {
+			if err := enc.Encode(one); err != nil {
+				return nil // who asked is gone
+			}
+		}
+	}
+	return nil
 }

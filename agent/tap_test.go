@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -91,7 +92,7 @@ func tapWorld(t *testing.T, next model, spec manifest.Workload) (w *world, d *de
 	d = w.boot(files, func(o *Options) {
 		rt.containers = &containers{fakeRuntime: o.Runtime.(*fakeRuntime)}
 		o.Runtime, o.Now, o.SoakEvery, o.TelemetryEvery = rt, now, 50*time.Millisecond, 100*time.Millisecond
-		o.Tap = TapOptions{Listen: "unix:" + sock}
+		o.Tap, o.LocalSocket = TapOptions{Listen: "unix:" + sock}, filepath.Join(filepath.Dir(sock), "agent.sock")
 	})
 	t.Cleanup(func() {
 		if err := errors.Join(d.stop(t), files.Close()); err != nil {
@@ -181,5 +182,55 @@ func TestShadowDisagrees(t *testing.T) {
 	})
 	if r := w.last(); r.RunningCounter != 1 || !strings.HasPrefix(r.Failure, "prove: ") {
 		t.Errorf("%+v", r)
+	}
+}
+
+// TestPostedAndSampled: an application that asks its model itself posts what it
+// saw to the local socket; a script reads samples from it.
+func TestPostedAndSampled(t *testing.T) {
+	_, d, ask := tapWorld(t, model{Bias: 1.5}, manifest.Workload{})
+	soon(t, "version 2", func() bool { a, err := ask(); return err == nil && strings.Contains(a, "[1.5,3.5,-0.5]") })
+	local := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", d.Agent.opts.LocalSocket)
+	}}}
+	defer local.CloseIdleConnections()
+	post := func(body string) int {
+		resp, err := local.Post("http://a/v1/observations", "application/json", strings.NewReader(body))
+		if err != nil {
+			return 0
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	soon(t, "the socket", func() bool {
+		return post(`{"model":"meter","latency_ms":1,"outputs":[{"name":"y","datatype":"FP32","shape":[2],"data":[0.1,0.9]}]}`) == http.StatusNoContent
+	})
+	if code := post(`{"model":"other"}`); code != http.StatusBadRequest {
+		t.Errorf("another model: %d", code)
+	}
+	if code := post(`{`); code != http.StatusBadRequest {
+		t.Errorf("no JSON: %d", code)
+	}
+	resp, err := local.Get("http://a/v1/samples?seconds=60&share=1")
+	if err == nil {
+		defer resp.Body.Close()
+	}
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatal(resp, err)
+	}
+	if _, err := ask(); err != nil {
+		t.Fatal(err)
+	}
+	var one struct {
+		Model    string `json:"model"`
+		Response []byte `json:"response"`
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&one); err != nil || one.Model != "meter" || !strings.Contains(string(one.Response), "[1.5,3.5,-0.5]") {
+		t.Errorf("%+v %v", one, err)
+	}
+	if bad, err := local.Get("http://a/v1/samples?seconds=0&share=2"); err != nil || bad.StatusCode != http.StatusBadRequest {
+		t.Errorf("%v %v", bad, err)
+	} else {
+		bad.Body.Close()
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -37,6 +38,11 @@ type Source struct {
 	HoldOff     func(owner, reason string, d time.Duration) (h wire.Hold, capped bool, err error)
 	ReleaseHold func(owner string) (int, error)
 	Traces      func() []Trace
+	// Observe takes what an application that asks its model itself tells of one
+	// inference; Sample gives a share of the requests of the next while, with their
+	// answers, until the writer or ctx ends. They may be nil.
+	Observe func(ctx context.Context, raw []byte) error
+	Sample  func(ctx context.Context, share float64, w io.Writer) error
 	// Listening, when set, is called once the socket answers.
 	Listening func()
 }
@@ -79,6 +85,7 @@ func Serve(ctx context.Context, path string, src Source) error {
 	}
 	mux := http.NewServeMux()
 	mux.Handle(agentlocalv1connect.NewLocalServiceHandler(&service{src}))
+	plainRoutes(mux, src)
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()

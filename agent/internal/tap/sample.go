@@ -9,14 +9,17 @@ import (
 
 // Sample is a request with its answer, as they were sent.
 type Sample struct {
-	Time              time.Time
-	Model, Version    string
-	Protocol          string // http or grpc
-	Request, Response []byte
+	Time     time.Time `json:"time"`
+	Model    string    `json:"model"`
+	Version  string    `json:"version"`
+	Protocol string    `json:"protocol"` // http or grpc
+	Request  []byte    `json:"request"`  // in base64, where it is JSON
+	Response []byte    `json:"response"`
 	// JSON bodies may be followed by binary tensors: where those begin, -1 for none.
-	RequestJSON, ResponseJSON int
-	Outcome                   string
-	Latency                   time.Duration
+	RequestJSON  int           `json:"request_json"`
+	ResponseJSON int           `json:"response_json"`
+	Outcome      string        `json:"outcome"`
+	Latency      time.Duration `json:"latency_ns"`
 }
 
 func (s Sample) size() int64 { return int64(len(s.Request) + len(s.Response) + 128) }
