@@ -39,6 +39,13 @@ build-arm64: ## build the static arm64 agent and check its size (< 25 MB)
 	CGO_ENABLED=0 GOOS=linux GOARCH=arm64 go build $(GOFLAGS_BUILD) -o $(BIN)/arm64/skein-agent ./agent/cmd/skein-agent
 	@size=$$(stat -c %s $(BIN)/arm64/skein-agent); echo "skein-agent arm64: $$size bytes"; [ $$size -lt 25000000 ]
 
+.PHONY: packages
+packages: build build-arm64 $(BIN)/nfpm ## Debian packages for amd64 and arm64 into dist/
+	NFPM=$(BIN)/nfpm deploy/package.sh $(VERSION) dist amd64=$(BIN) arm64=$(BIN)/arm64
+
+$(BIN)/nfpm: deploy/tools/nfpm/go.mod
+	GOWORK=off go -C deploy/tools/nfpm build -o $@ github.com/goreleaser/nfpm/v2/cmd/nfpm
+
 .PHONY: dashboard
 dashboard: $(DASH)/dist/app/index.html ## build the dashboard
 
@@ -59,7 +66,7 @@ demo: build ## the main job end to end with 60 virtual Jetsons (ONCE=1: run and 
 ##@ Test
 
 .PHONY: test
-test: lint check-generate check-modules build build-arm64 test-go test-containerd test-fetch test-foreign test-serving test-arm64 test-hil test-dashboard test-demo ## everything CI runs
+test: lint check-generate check-modules build build-arm64 test-go test-containerd test-fetch test-foreign test-serving test-arm64 test-hil test-packages test-dashboard test-demo ## everything CI runs
 
 .PHONY: test-short
 test-short: ## unit tests only, under 2 minutes
@@ -86,6 +93,10 @@ test-fetch: ## skein-fetch against servers of S3 and Google's storage
 .PHONY: test-arm64
 test-arm64: build-arm64 ## the arm64 binary is static, and tests of its parts run under qemu-user
 	deploy/test-arm64.sh $(BIN)/arm64/skein-agent
+
+.PHONY: test-packages
+test-packages: packages ## look into the packages; install, run and purge one in an overlay of this system
+	BIN=$(BIN) deploy/test-packages.sh dist
 
 .PHONY: test-hil
 test-hil: build build-arm64 ## the shipped binaries on modelled boards, under qemu-user and by ssh (SKEIN_SLOW=1: more scenarios)
