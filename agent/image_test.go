@@ -376,15 +376,16 @@ func TestSwap(t *testing.T) {
 					t.Errorf("answers %v, %v, want %v", got, err, c.end)
 				}
 				r := w.last()
-				text := r.Failure
+				var text strings.Builder
+				text.WriteString(r.Failure)
 				for _, e := range r.Journal {
-					text += "\n" + e.Message
+					text.WriteString("\n" + e.Message)
 				}
-				if !strings.Contains(text, c.wants) {
-					t.Errorf("nothing says %q: %s", c.wants, text)
+				if !strings.Contains(text.String(), c.wants) {
+					t.Errorf("nothing says %q: %s", c.wants, text.String())
 				}
-				if outage := strings.Contains(text, "nothing answered for"); outage != (c.wants != "" && c.end == 2) {
-					t.Errorf("outage %v: %s", outage, text)
+				if outage := strings.Contains(text.String(), "nothing answered for"); outage != (c.wants != "" && c.end == 2) {
+					t.Errorf("outage %v: %s", outage, text.String())
 				}
 				if err := d.stop(t); err != nil {
 					t.Error(err)

@@ -76,11 +76,12 @@ func (r *run) summary(name string, v []float64) {
 	if r.atLeast(8, 5) {
 		percentiles = []float64{90, 95, 99}
 	}
-	text := fmt.Sprintf("%s: min = %.6g ms, max = %.6g ms, mean = %.6g ms, median = %.6g ms", name, v[0], v[len(v)-1], mean(v), v[len(v)/2])
+	var text strings.Builder
+	fmt.Fprintf(&text, "%s: min = %.6g ms, max = %.6g ms, mean = %.6g ms, median = %.6g ms", name, v[0], v[len(v)-1], mean(v), v[len(v)/2])
 	for _, p := range percentiles {
-		text += fmt.Sprintf(", percentile(%g%%) = %.6g ms", p, at(v, p))
+		fmt.Fprintf(&text, ", percentile(%g%%) = %.6g ms", p, at(v, p))
 	}
-	r.say("I", "%s", text)
+	r.say("I", "%s", text.String())
 }
 
 // blocks is the form of release 7.
