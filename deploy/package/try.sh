@@ -38,11 +38,11 @@ s = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
 print(*[x.getsockname()[1] for x in s])')
 	"$BIN/skeind" --data-dir "$top/plane" --http-addr 127.0.0.1:$http --device-addr 127.0.0.1:$https --mqtt-addr 127.0.0.1:$mqtt --debug-addr '' >"$top/plane.log" 2>&1 &
 	plane=$!
-	trap 'kill $plane 2>/dev/null; wait' EXIT
+	trap 'kill $plane ${agent:-} 2>/dev/null || true; wait || true' EXIT
 	for _ in $(seq 100); do [ -s "$top/plane/admin.token" ] && "$BIN/skein" --server http://127.0.0.1:$http --token "$(cat "$top/plane/admin.token")" device list >/dev/null 2>&1 && break; sleep 0.1; done
 	claim=$("$BIN/skein" --server http://127.0.0.1:$http --token "$(cat "$top/plane/admin.token")" token create --auto-approve | grep -o 'skein1\.[^ ]*' | head -1)
 	printf '{"server": "https://127.0.0.1:%s", "claim": "%s", "name": "packaged"}' "$https" "$claim" >"$top/root/etc/skein/enroll.json"
-	inside skein-agent supervise --state /var/lib/skein-agent --config /etc/skein/agent.json -- --runtime mock --peer-listen= 2>"$top/agent.log" &
+	chroot "$top/root" skein-agent supervise --state /var/lib/skein-agent --config /etc/skein/agent.json -- --runtime mock --peer-listen= 2>"$top/agent.log" &
 	agent=$!
 	for _ in $(seq 150); do inside skein-agent status >"$top/status" 2>/dev/null && grep -q 'link *connected' "$top/status" && break; sleep 0.1; done
 	grep -q 'packaged' "$top/status" && grep -q 'link *connected' "$top/status" || { cat "$top/agent.log" "$top/status" >&2; exit 1; }
