@@ -119,7 +119,7 @@ func (a *Agent) reported() *wire.Reported {
 		Target: a.facts().Target.String(), HighestCounter: s.HighestCounter, BytesFetched: s.BytesFetched,
 		Sources: sourceBytes(s.Sources),
 	}
-	r.Policy, r.Power, r.Servers = a.budget.State(), a.reportedPower(), a.reportedServers()
+	r.Policy, r.Power, r.Servers, r.Tap = a.budget.State(), a.reportedPower(), a.reportedServers(), a.reportedTap()
 	r.Boot, r.Agent = a.reportedBoot(), a.reportedAgent()
 	if c := s.Current; c != nil {
 		r.Running, r.RunningCounter, r.ParamsDigest = c.Release.Sum(), c.Counter, c.ParamsDigest

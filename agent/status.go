@@ -102,7 +102,7 @@ func (a *Agent) Status() Status {
 	if c := s.Current; c != nil {
 		st.Running, st.RunningName, st.ParamsDigest = string(c.Release), nameOf(c), c.ParamsDigest
 	}
-	st.Policy, st.Power, st.Servers = a.budget.State(), a.reportedPower(), a.reportedServers()
+	st.Policy, st.Power, st.Servers, st.Tap = a.budget.State(), a.reportedPower(), a.reportedServers(), a.reportedTap()
 	st.Step = stepOf(s, st.Journal)
 	if f := s.Failure; f != nil {
 		st.FailureClass, st.Failure = string(f.Class), f.Cause

@@ -15,6 +15,7 @@ import (
 	"github.com/skein-fleet/skein/agent/internal/state"
 	"github.com/skein-fleet/skein/agent/internal/tap"
 	"github.com/skein-fleet/skein/agent/runtime"
+	"github.com/skein-fleet/skein/proto/wire"
 	"github.com/skein-fleet/skein/telemetry"
 )
 
@@ -200,6 +201,28 @@ func (a *Agent) tapReadings(now time.Time) []telemetry.Reading {
 	}
 	a.tap.last = s
 	return append(out, a.tap.seen.readings(now)...)
+}
+
+// reportedTap is what applications asked since the start, nil without a tap.
+func (a *Agent) reportedTap() *wire.Tap {
+	if a.tap.tap == nil {
+		return nil
+	}
+	s := a.tap.tap.Snapshot()
+	a.tap.mu.Lock()
+	out := &wire.Tap{Address: a.tap.addr, Refused: uint64(s.Refused)}
+	a.tap.mu.Unlock()
+	for _, c := range s.Counts {
+		n := func(outcomes ...string) (sum uint64) {
+			for _, o := range outcomes {
+				sum += uint64(c.Outcomes[o])
+			}
+			return sum
+		}
+		out.Asked = append(out.Asked, wire.Asked{Model: c.Model, Version: c.Version, OK: n("ok"), Invalid: n("invalid"), Failed: n("error", "unavailable", "canceled"), Shed: n("shed"),
+			P50: uint64(c.Quantile(0.5).Microseconds()), P99: uint64(c.Quantile(0.99).Microseconds())})
+	}
+	return out
 }
 
 // confidence observes how sure a model is of its answers.

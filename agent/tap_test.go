@@ -159,6 +159,10 @@ func TestShadowBeforeSwitch(t *testing.T) {
 	if s := d.Agent.tap.tap.Snapshot(); len(s.Counts) != 2 && len(s.Counts) != 3 {
 		t.Errorf("%+v", s)
 	}
+	soon(t, "what was asked, in the status", func() bool {
+		t := d.Agent.Status().Tap
+		return t != nil && strings.HasPrefix(t.Address, "unix:") && len(t.Asked) > 0 && t.Asked[len(t.Asked)-1].Version == "2" && t.Asked[len(t.Asked)-1].OK > 0
+	})
 	soon(t, "telemetry of requests", func() bool {
 		for _, r := range d.Agent.tapReadings(time.Now()) {
 			if r.Series.Name == "skein_inference_requests_total" && r.Series.Get("version") == "2" && r.Value > 0 {

@@ -151,6 +151,31 @@ func Servers(list []wire.Server) []*fleetv1.ModelServer {
 	return out
 }
 
+// Tap is what applications asked of a device's models, nil without a tap.
+func Tap(t *wire.Tap) *fleetv1.TapState {
+	if t == nil {
+		return nil
+	}
+	out := &fleetv1.TapState{Address: t.Address, Refused: t.Refused}
+	for _, a := range t.Asked {
+		out.Asked = append(out.Asked, &fleetv1.Asked{Model: a.Model, Version: a.Version, Ok: a.OK, Invalid: a.Invalid, Failed: a.Failed, Shed: a.Shed, P50Microseconds: a.P50, P99Microseconds: a.P99})
+	}
+	return out
+}
+
+// AskedLine says on one line what applications asked of a model version.
+func AskedLine(a *fleetv1.Asked) string {
+	who := "no server"
+	if a.GetModel() != "" {
+		who = a.GetModel() + " " + a.GetVersion()
+	}
+	s := fmt.Sprintf("%s: %d answered, %d invalid, %d failed, %d turned away", who, a.GetOk(), a.GetInvalid(), a.GetFailed(), a.GetShed())
+	if a.GetOk() > 0 {
+		s += fmt.Sprintf(", median %d µs, p99 %d µs", a.GetP50Microseconds(), a.GetP99Microseconds())
+	}
+	return s
+}
+
 // ServerLine says on one line what is known of a model server.
 func ServerLine(m *fleetv1.ModelServer) string {
 	var b strings.Builder

@@ -231,6 +231,28 @@ type Reported struct {
 	Power *Power `cbor:"18,keyasint,omitempty"`
 	// Servers are what serves models, or is about to, sorted by workload.
 	Servers []Server `cbor:"20,keyasint,omitempty"`
+	// Tap is what applications asked of the models, absent without a tap.
+	Tap *Tap `cbor:"21,keyasint,omitempty"`
+}
+
+// Tap is what applications asked since the agent started.
+type Tap struct {
+	Address string  `cbor:"1,keyasint,omitempty"` // where they ask
+	Asked   []Asked `cbor:"2,keyasint,omitempty"` // by model and version
+	Refused uint64  `cbor:"3,keyasint,omitempty"` // never forwarded: model control, paths that are none
+}
+
+// Asked counts the requests to one model version; without a name, those that
+// reached no server.
+type Asked struct {
+	Model   string `cbor:"1,keyasint,omitempty"`
+	Version string `cbor:"2,keyasint,omitempty"`
+	OK      uint64 `cbor:"3,keyasint,omitempty"`
+	Invalid uint64 `cbor:"4,keyasint,omitempty"` // the application's fault
+	Failed  uint64 `cbor:"5,keyasint,omitempty"` // the server's, or none served
+	Shed    uint64 `cbor:"6,keyasint,omitempty"` // too many at a time
+	P50     uint64 `cbor:"7,keyasint,omitempty"` // microseconds
+	P99     uint64 `cbor:"8,keyasint,omitempty"`
 }
 
 // Server is one model server of a device.

@@ -104,6 +104,12 @@ func printStatus(out io.Writer, st *agentlocalv1.StatusResponse) error {
 	for _, m := range d.GetServers() {
 		row("server", "%s", present.ServerLine(m))
 	}
+	if t := d.GetTap(); t != nil {
+		row("tap", "%s, %d requests refused", t.GetAddress(), t.GetRefused())
+		for _, a := range t.GetAsked() {
+			row("asked", "%s", present.AskedLine(a))
+		}
+	}
 	row("spool", "%d bytes wait, %d messages dropped", st.GetSpoolBytes(), st.GetSpoolDropped())
 	for _, c := range d.GetConditions() {
 		row(c.GetSeverity(), "%s: %s", c.GetName(), c.GetMessage())

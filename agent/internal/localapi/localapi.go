@@ -162,7 +162,7 @@ func device(st Status) *fleetv1.Device {
 		DesiredParametersDigest: present.Digest(st.DesiredParams), ReportedParametersDigest: present.Digest(st.ParamsDigest),
 		State: fleetv1.DeviceState_DEVICE_STATE_OFFLINE,
 	}
-	d.Transfer, d.Power, d.Servers = present.Transfer(st.Policy), present.Power(st.Power), present.Servers(st.Servers)
+	d.Transfer, d.Power, d.Servers, d.Tap = present.Transfer(st.Policy), present.Power(st.Power), present.Servers(st.Servers), present.Tap(st.Tap)
 	if st.Link == "connected" {
 		d.State = fleetv1.DeviceState_DEVICE_STATE_ONLINE
 	}

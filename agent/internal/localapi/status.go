@@ -43,6 +43,7 @@ type Status struct {
 	Policy        *wire.PolicyState  // nil: no policy binds
 	Power         *wire.Power        // nil: the board does not tell
 	Servers       []wire.Server      // of models
+	Tap           *wire.Tap          // nil: there is none
 	Summary       string             // one sentence
 	Reasons       []string           // what holds something up, now
 }

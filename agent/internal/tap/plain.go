@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/textproto"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -215,12 +217,7 @@ func (x *plainRequest) exchange() exchange {
 }
 
 func isHop(k string) bool {
-	for _, h := range hopByHop {
-		if k == h {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(hopByHop, k)
 }
 
 func connectionNames(h http.Header) map[string]bool {
@@ -286,9 +283,7 @@ func (x *plainRequest) answer(resp *http.Response) error {
 			return err
 		}
 	}
-	for k, vs := range resp.Trailer {
-		h[k] = vs
-	}
+	maps.Copy(h, resp.Trailer)
 	t.finishPlain(x, resp)
 	return nil
 }

@@ -205,6 +205,9 @@ func deviceDetails(w io.Writer, d *fleetv1.Device, readings []*fleetv1.Reading) 
 	for _, m := range d.GetServers() {
 		row(w, "server", present.ServerLine(m))
 	}
+	for _, a := range d.GetTap().GetAsked() {
+		row(w, "asked", present.AskedLine(a))
+	}
 	transferRows(w, d.GetTransfer())
 	if n := d.GetBytesFetched(); n > 0 {
 		row(w, "fetched", fmt.Sprintf("%s for the last update%s", size(n), bySource(d.GetSources())))

@@ -49,6 +49,7 @@ func tidyReport(r *wire.Reported) {
 	for i := range r.Sources {
 		r.Sources[i].Name = cut(r.Sources[i].Name, maxWord)
 	}
+	tidyTap(r.Tap)
 	tidyBoot(r.Boot)
 	if a := r.Agent; a != nil {
 		a.Version, a.Active, a.Previous, a.Trial, a.Failure = cut(a.Version, maxWord), cut(a.Active, maxWord), cut(a.Previous, maxWord), cut(a.Trial, maxWord), cut(a.Failure, maxNote)
@@ -57,6 +58,18 @@ func tidyReport(r *wire.Reported) {
 	for i := range r.Journal {
 		j := &r.Journal[i]
 		j.Step, j.Message = cut(j.Step, maxWord), cut(j.Message, maxNote)
+	}
+}
+
+const maxAsked = 17 // the versions that an agent counts apart, and no server
+
+func tidyTap(t *wire.Tap) {
+	if t == nil {
+		return
+	}
+	t.Address, t.Asked = cut(t.Address, maxName), t.Asked[:min(len(t.Asked), maxAsked)]
+	for i := range t.Asked {
+		t.Asked[i].Model, t.Asked[i].Version = cut(t.Asked[i].Model, maxName), cut(t.Asked[i].Version, maxWord)
 	}
 }
 

@@ -83,6 +83,8 @@ type View struct {
 	Power *wire.Power
 	// Servers are what serves models there.
 	Servers []wire.Server
+	// Tap is what applications asked of them, nil without a tap.
+	Tap *wire.Tap
 }
 
 // Site is the label that names the device's site.
@@ -121,7 +123,7 @@ func (tw *twin) view() View {
 		v.Phase, v.Step, v.FailureClass, v.Failure = r.Phase, r.Step, r.FailureClass, r.Failure
 		v.FailedRelease, v.Conditions, v.Journal = digestOf(r.FailedRelease), r.Conditions, r.Journal
 		v.ParamsDigest, v.BytesFetched, v.Sources, v.Transfer = r.ParamsDigest, r.BytesFetched, r.Sources, r.Policy
-		v.BootChain, v.AgentSlots, v.Power, v.Servers = r.Boot, r.Agent, r.Power, r.Servers
+		v.BootChain, v.AgentSlots, v.Power, v.Servers, v.Tap = r.Boot, r.Agent, r.Power, r.Servers, r.Tap
 	}
 	return v
 }

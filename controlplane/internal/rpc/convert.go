@@ -44,7 +44,7 @@ func device(v fleet.View, name func(ota.Digest) string, full bool) *fleetv1.Devi
 		return d
 	}
 	d.Conditions, d.Journal = present.Conditions(v.Conditions), present.Journal(v.Journal)
-	d.Power, d.Servers = present.Power(v.Power), present.Servers(v.Servers)
+	d.Power, d.Servers, d.Tap = present.Power(v.Power), present.Servers(v.Servers), present.Tap(v.Tap)
 	d.BootChain, d.AgentSlots = present.BootChain(v.BootChain), present.AgentSlots(v.AgentSlots)
 	d.BytesFetched, d.Sources = v.BytesFetched, present.Sources(v.Sources)
 	return d

@@ -384,7 +384,9 @@ type Device struct {
 	// How the board runs; absent where it has no power modes.
 	Power *PowerState `protobuf:"bytes,140,opt,name=power,proto3" json:"power,omitempty"`
 	// What serves models, or is about to.
-	Servers       []*ModelServer `protobuf:"bytes,220,rep,name=servers,proto3" json:"servers,omitempty"`
+	Servers []*ModelServer `protobuf:"bytes,220,rep,name=servers,proto3" json:"servers,omitempty"`
+	// What applications on the device asked of its models; absent without a tap.
+	Tap           *TapState `protobuf:"bytes,200,opt,name=tap,proto3" json:"tap,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -692,6 +694,179 @@ func (x *Device) GetServers() []*ModelServer {
 	return nil
 }
 
+func (x *Device) GetTap() *TapState {
+	if x != nil {
+		return x.Tap
+	}
+	return nil
+}
+
+// TapState is what applications asked since the agent started.
+type TapState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where they ask.
+	Address string   `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Asked   []*Asked `protobuf:"bytes,2,rep,name=asked,proto3" json:"asked,omitempty"`
+	// Requests that were never forwarded: model control, paths that are none.
+	Refused       uint64 `protobuf:"varint,3,opt,name=refused,proto3" json:"refused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TapState) Reset() {
+	*x = TapState{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TapState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TapState) ProtoMessage() {}
+
+func (x *TapState) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TapState.ProtoReflect.Descriptor instead.
+func (*TapState) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *TapState) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *TapState) GetAsked() []*Asked {
+	if x != nil {
+		return x.Asked
+	}
+	return nil
+}
+
+func (x *TapState) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+// Asked counts the requests to one model version; without a name, those that
+// reached no server.
+type Asked struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Model   string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	Version string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Ok      uint64                 `protobuf:"varint,3,opt,name=ok,proto3" json:"ok,omitempty"`
+	// The application's fault; the server's; too many at a time.
+	Invalid         uint64 `protobuf:"varint,4,opt,name=invalid,proto3" json:"invalid,omitempty"`
+	Failed          uint64 `protobuf:"varint,5,opt,name=failed,proto3" json:"failed,omitempty"`
+	Shed            uint64 `protobuf:"varint,6,opt,name=shed,proto3" json:"shed,omitempty"`
+	P50Microseconds uint64 `protobuf:"varint,7,opt,name=p50_microseconds,json=p50Microseconds,proto3" json:"p50_microseconds,omitempty"`
+	P99Microseconds uint64 `protobuf:"varint,8,opt,name=p99_microseconds,json=p99Microseconds,proto3" json:"p99_microseconds,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Asked) Reset() {
+	*x = Asked{}
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Asked) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Asked) ProtoMessage() {}
+
+func (x *Asked) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Asked.ProtoReflect.Descriptor instead.
+func (*Asked) Descriptor() ([]byte, []int) {
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Asked) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Asked) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Asked) GetOk() uint64 {
+	if x != nil {
+		return x.Ok
+	}
+	return 0
+}
+
+func (x *Asked) GetInvalid() uint64 {
+	if x != nil {
+		return x.Invalid
+	}
+	return 0
+}
+
+func (x *Asked) GetFailed() uint64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *Asked) GetShed() uint64 {
+	if x != nil {
+		return x.Shed
+	}
+	return 0
+}
+
+func (x *Asked) GetP50Microseconds() uint64 {
+	if x != nil {
+		return x.P50Microseconds
+	}
+	return 0
+}
+
+func (x *Asked) GetP99Microseconds() uint64 {
+	if x != nil {
+		return x.P99Microseconds
+	}
+	return 0
+}
+
 // ModelServer is one model server of a device.
 type ModelServer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -723,7 +898,7 @@ type ModelServer struct {
 
 func (x *ModelServer) Reset() {
 	*x = ModelServer{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -735,7 +910,7 @@ func (x *ModelServer) String() string {
 func (*ModelServer) ProtoMessage() {}
 
 func (x *ModelServer) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[4]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -748,7 +923,7 @@ func (x *ModelServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelServer.ProtoReflect.Descriptor instead.
 func (*ModelServer) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{4}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ModelServer) GetWorkload() string {
@@ -887,7 +1062,7 @@ type PowerState struct {
 
 func (x *PowerState) Reset() {
 	*x = PowerState{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +1074,7 @@ func (x *PowerState) String() string {
 func (*PowerState) ProtoMessage() {}
 
 func (x *PowerState) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[5]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +1087,7 @@ func (x *PowerState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerState.ProtoReflect.Descriptor instead.
 func (*PowerState) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{5}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PowerState) GetMode() string {
@@ -996,7 +1171,7 @@ type Throttle struct {
 
 func (x *Throttle) Reset() {
 	*x = Throttle{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1183,7 @@ func (x *Throttle) String() string {
 func (*Throttle) ProtoMessage() {}
 
 func (x *Throttle) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[6]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1196,7 @@ func (x *Throttle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Throttle.ProtoReflect.Descriptor instead.
 func (*Throttle) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{6}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Throttle) GetName() string {
@@ -1051,7 +1226,7 @@ type OverCurrent struct {
 
 func (x *OverCurrent) Reset() {
 	*x = OverCurrent{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1063,7 +1238,7 @@ func (x *OverCurrent) String() string {
 func (*OverCurrent) ProtoMessage() {}
 
 func (x *OverCurrent) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[7]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1076,7 +1251,7 @@ func (x *OverCurrent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OverCurrent.ProtoReflect.Descriptor instead.
 func (*OverCurrent) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{7}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *OverCurrent) GetName() string {
@@ -1113,7 +1288,7 @@ type Hold struct {
 
 func (x *Hold) Reset() {
 	*x = Hold{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1300,7 @@ func (x *Hold) String() string {
 func (*Hold) ProtoMessage() {}
 
 func (x *Hold) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[8]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1313,7 @@ func (x *Hold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hold.ProtoReflect.Descriptor instead.
 func (*Hold) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{8}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Hold) GetOwner() string {
@@ -1193,7 +1368,7 @@ type Crash struct {
 
 func (x *Crash) Reset() {
 	*x = Crash{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1205,7 +1380,7 @@ func (x *Crash) String() string {
 func (*Crash) ProtoMessage() {}
 
 func (x *Crash) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[9]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1218,7 +1393,7 @@ func (x *Crash) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Crash.ProtoReflect.Descriptor instead.
 func (*Crash) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{9}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Crash) GetNumber() uint64 {
@@ -1308,7 +1483,7 @@ type ListDeviceCrashesRequest struct {
 
 func (x *ListDeviceCrashesRequest) Reset() {
 	*x = ListDeviceCrashesRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1495,7 @@ func (x *ListDeviceCrashesRequest) String() string {
 func (*ListDeviceCrashesRequest) ProtoMessage() {}
 
 func (x *ListDeviceCrashesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1508,7 @@ func (x *ListDeviceCrashesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeviceCrashesRequest.ProtoReflect.Descriptor instead.
 func (*ListDeviceCrashesRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListDeviceCrashesRequest) GetDevice() string {
@@ -1353,7 +1528,7 @@ type ListDeviceCrashesResponse struct {
 
 func (x *ListDeviceCrashesResponse) Reset() {
 	*x = ListDeviceCrashesResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1540,7 @@ func (x *ListDeviceCrashesResponse) String() string {
 func (*ListDeviceCrashesResponse) ProtoMessage() {}
 
 func (x *ListDeviceCrashesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1553,7 @@ func (x *ListDeviceCrashesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeviceCrashesResponse.ProtoReflect.Descriptor instead.
 func (*ListDeviceCrashesResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListDeviceCrashesResponse) GetCrashes() []*Crash {
@@ -1398,7 +1573,7 @@ type GetDeviceCrashRequest struct {
 
 func (x *GetDeviceCrashRequest) Reset() {
 	*x = GetDeviceCrashRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1410,7 +1585,7 @@ func (x *GetDeviceCrashRequest) String() string {
 func (*GetDeviceCrashRequest) ProtoMessage() {}
 
 func (x *GetDeviceCrashRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1423,7 +1598,7 @@ func (x *GetDeviceCrashRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceCrashRequest.ProtoReflect.Descriptor instead.
 func (*GetDeviceCrashRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetDeviceCrashRequest) GetDevice() string {
@@ -1449,7 +1624,7 @@ type GetDeviceCrashResponse struct {
 
 func (x *GetDeviceCrashResponse) Reset() {
 	*x = GetDeviceCrashResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1461,7 +1636,7 @@ func (x *GetDeviceCrashResponse) String() string {
 func (*GetDeviceCrashResponse) ProtoMessage() {}
 
 func (x *GetDeviceCrashResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1474,7 +1649,7 @@ func (x *GetDeviceCrashResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceCrashResponse.ProtoReflect.Descriptor instead.
 func (*GetDeviceCrashResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetDeviceCrashResponse) GetCrash() *Crash {
@@ -1505,7 +1680,7 @@ type BootChain struct {
 
 func (x *BootChain) Reset() {
 	*x = BootChain{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1517,7 +1692,7 @@ func (x *BootChain) String() string {
 func (*BootChain) ProtoMessage() {}
 
 func (x *BootChain) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1530,7 +1705,7 @@ func (x *BootChain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootChain.ProtoReflect.Descriptor instead.
 func (*BootChain) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *BootChain) GetDriver() string {
@@ -1605,7 +1780,7 @@ type BootSlot struct {
 
 func (x *BootSlot) Reset() {
 	*x = BootSlot{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1617,7 +1792,7 @@ func (x *BootSlot) String() string {
 func (*BootSlot) ProtoMessage() {}
 
 func (x *BootSlot) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1630,7 +1805,7 @@ func (x *BootSlot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootSlot.ProtoReflect.Descriptor instead.
 func (*BootSlot) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *BootSlot) GetNumber() int32 {
@@ -1682,7 +1857,7 @@ type BootFirmware struct {
 
 func (x *BootFirmware) Reset() {
 	*x = BootFirmware{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1694,7 +1869,7 @@ func (x *BootFirmware) String() string {
 func (*BootFirmware) ProtoMessage() {}
 
 func (x *BootFirmware) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1707,7 +1882,7 @@ func (x *BootFirmware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootFirmware.ProtoReflect.Descriptor instead.
 func (*BootFirmware) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *BootFirmware) GetClass() string {
@@ -1756,7 +1931,7 @@ type BootTrap struct {
 
 func (x *BootTrap) Reset() {
 	*x = BootTrap{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1768,7 +1943,7 @@ func (x *BootTrap) String() string {
 func (*BootTrap) ProtoMessage() {}
 
 func (x *BootTrap) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1781,7 +1956,7 @@ func (x *BootTrap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootTrap.ProtoReflect.Descriptor instead.
 func (*BootTrap) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *BootTrap) GetName() string {
@@ -1825,7 +2000,7 @@ type AgentSlots struct {
 
 func (x *AgentSlots) Reset() {
 	*x = AgentSlots{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +2012,7 @@ func (x *AgentSlots) String() string {
 func (*AgentSlots) ProtoMessage() {}
 
 func (x *AgentSlots) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +2025,7 @@ func (x *AgentSlots) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentSlots.ProtoReflect.Descriptor instead.
 func (*AgentSlots) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AgentSlots) GetActive() string {
@@ -1913,7 +2088,7 @@ type SourceBytes struct {
 
 func (x *SourceBytes) Reset() {
 	*x = SourceBytes{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +2100,7 @@ func (x *SourceBytes) String() string {
 func (*SourceBytes) ProtoMessage() {}
 
 func (x *SourceBytes) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +2113,7 @@ func (x *SourceBytes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceBytes.ProtoReflect.Descriptor instead.
 func (*SourceBytes) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SourceBytes) GetName() string {
@@ -1977,7 +2152,7 @@ type TransferState struct {
 
 func (x *TransferState) Reset() {
 	*x = TransferState{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1989,7 +2164,7 @@ func (x *TransferState) String() string {
 func (*TransferState) ProtoMessage() {}
 
 func (x *TransferState) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2002,7 +2177,7 @@ func (x *TransferState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferState.ProtoReflect.Descriptor instead.
 func (*TransferState) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TransferState) GetInterface() string {
@@ -2069,7 +2244,7 @@ type AllowanceUse struct {
 
 func (x *AllowanceUse) Reset() {
 	*x = AllowanceUse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2081,7 +2256,7 @@ func (x *AllowanceUse) String() string {
 func (*AllowanceUse) ProtoMessage() {}
 
 func (x *AllowanceUse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2094,7 +2269,7 @@ func (x *AllowanceUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowanceUse.ProtoReflect.Descriptor instead.
 func (*AllowanceUse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AllowanceUse) GetLinkClass() string {
@@ -2145,7 +2320,7 @@ type Reading struct {
 
 func (x *Reading) Reset() {
 	*x = Reading{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2157,7 +2332,7 @@ func (x *Reading) String() string {
 func (*Reading) ProtoMessage() {}
 
 func (x *Reading) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2170,7 +2345,7 @@ func (x *Reading) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reading.ProtoReflect.Descriptor instead.
 func (*Reading) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Reading) GetSeries() string {
@@ -2211,7 +2386,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2223,7 +2398,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2236,7 +2411,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListDevicesRequest) GetSelector() string {
@@ -2285,7 +2460,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2472,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2485,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -2344,7 +2519,7 @@ type GetDeviceRequest struct {
 
 func (x *GetDeviceRequest) Reset() {
 	*x = GetDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2356,7 +2531,7 @@ func (x *GetDeviceRequest) String() string {
 func (*GetDeviceRequest) ProtoMessage() {}
 
 func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2369,7 +2544,7 @@ func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceRequest.ProtoReflect.Descriptor instead.
 func (*GetDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetDeviceRequest) GetDevice() string {
@@ -2389,7 +2564,7 @@ type GetDeviceResponse struct {
 
 func (x *GetDeviceResponse) Reset() {
 	*x = GetDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2401,7 +2576,7 @@ func (x *GetDeviceResponse) String() string {
 func (*GetDeviceResponse) ProtoMessage() {}
 
 func (x *GetDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2414,7 +2589,7 @@ func (x *GetDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceResponse.ProtoReflect.Descriptor instead.
 func (*GetDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetDeviceResponse) GetDevice() *Device {
@@ -2440,7 +2615,7 @@ type WatchDeviceRequest struct {
 
 func (x *WatchDeviceRequest) Reset() {
 	*x = WatchDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2452,7 +2627,7 @@ func (x *WatchDeviceRequest) String() string {
 func (*WatchDeviceRequest) ProtoMessage() {}
 
 func (x *WatchDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[27]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2465,7 +2640,7 @@ func (x *WatchDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeviceRequest.ProtoReflect.Descriptor instead.
 func (*WatchDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{27}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchDeviceRequest) GetDevice() string {
@@ -2485,7 +2660,7 @@ type WatchDeviceResponse struct {
 
 func (x *WatchDeviceResponse) Reset() {
 	*x = WatchDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2497,7 +2672,7 @@ func (x *WatchDeviceResponse) String() string {
 func (*WatchDeviceResponse) ProtoMessage() {}
 
 func (x *WatchDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[28]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2510,7 +2685,7 @@ func (x *WatchDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeviceResponse.ProtoReflect.Descriptor instead.
 func (*WatchDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchDeviceResponse) GetDevice() *Device {
@@ -2536,7 +2711,7 @@ type WatchFleetRequest struct {
 
 func (x *WatchFleetRequest) Reset() {
 	*x = WatchFleetRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2548,7 +2723,7 @@ func (x *WatchFleetRequest) String() string {
 func (*WatchFleetRequest) ProtoMessage() {}
 
 func (x *WatchFleetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[29]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2561,7 +2736,7 @@ func (x *WatchFleetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFleetRequest.ProtoReflect.Descriptor instead.
 func (*WatchFleetRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchFleetRequest) GetSelector() string {
@@ -2581,7 +2756,7 @@ type WatchFleetResponse struct {
 
 func (x *WatchFleetResponse) Reset() {
 	*x = WatchFleetResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2593,7 +2768,7 @@ func (x *WatchFleetResponse) String() string {
 func (*WatchFleetResponse) ProtoMessage() {}
 
 func (x *WatchFleetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[30]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2606,7 +2781,7 @@ func (x *WatchFleetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFleetResponse.ProtoReflect.Descriptor instead.
 func (*WatchFleetResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WatchFleetResponse) GetStatus() *FleetStatus {
@@ -2633,7 +2808,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2645,7 +2820,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2658,7 +2833,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Count) GetKey() string {
@@ -2694,7 +2869,7 @@ type FleetStatus struct {
 
 func (x *FleetStatus) Reset() {
 	*x = FleetStatus{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2706,7 +2881,7 @@ func (x *FleetStatus) String() string {
 func (*FleetStatus) ProtoMessage() {}
 
 func (x *FleetStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2719,7 +2894,7 @@ func (x *FleetStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FleetStatus.ProtoReflect.Descriptor instead.
 func (*FleetStatus) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *FleetStatus) GetDevices() int32 {
@@ -2801,7 +2976,7 @@ type GetFleetStatusRequest struct {
 
 func (x *GetFleetStatusRequest) Reset() {
 	*x = GetFleetStatusRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2813,7 +2988,7 @@ func (x *GetFleetStatusRequest) String() string {
 func (*GetFleetStatusRequest) ProtoMessage() {}
 
 func (x *GetFleetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2826,7 +3001,7 @@ func (x *GetFleetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFleetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetFleetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetFleetStatusRequest) GetSelector() string {
@@ -2845,7 +3020,7 @@ type GetFleetStatusResponse struct {
 
 func (x *GetFleetStatusResponse) Reset() {
 	*x = GetFleetStatusResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2857,7 +3032,7 @@ func (x *GetFleetStatusResponse) String() string {
 func (*GetFleetStatusResponse) ProtoMessage() {}
 
 func (x *GetFleetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2870,7 +3045,7 @@ func (x *GetFleetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFleetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetFleetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetFleetStatusResponse) GetStatus() *FleetStatus {
@@ -2889,7 +3064,7 @@ type ExplainDeviceRequest struct {
 
 func (x *ExplainDeviceRequest) Reset() {
 	*x = ExplainDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2901,7 +3076,7 @@ func (x *ExplainDeviceRequest) String() string {
 func (*ExplainDeviceRequest) ProtoMessage() {}
 
 func (x *ExplainDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2914,7 +3089,7 @@ func (x *ExplainDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ExplainDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExplainDeviceRequest) GetDevice() string {
@@ -2935,7 +3110,7 @@ type ExplainDeviceResponse struct {
 
 func (x *ExplainDeviceResponse) Reset() {
 	*x = ExplainDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2947,7 +3122,7 @@ func (x *ExplainDeviceResponse) String() string {
 func (*ExplainDeviceResponse) ProtoMessage() {}
 
 func (x *ExplainDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2960,7 +3135,7 @@ func (x *ExplainDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ExplainDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ExplainDeviceResponse) GetSummary() string {
@@ -2993,7 +3168,7 @@ type DeviceEvent struct {
 
 func (x *DeviceEvent) Reset() {
 	*x = DeviceEvent{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3005,7 +3180,7 @@ func (x *DeviceEvent) String() string {
 func (*DeviceEvent) ProtoMessage() {}
 
 func (x *DeviceEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[37]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3018,7 +3193,7 @@ func (x *DeviceEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceEvent.ProtoReflect.Descriptor instead.
 func (*DeviceEvent) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DeviceEvent) GetTime() *timestamppb.Timestamp {
@@ -3080,7 +3255,7 @@ type ListDeviceEventsRequest struct {
 
 func (x *ListDeviceEventsRequest) Reset() {
 	*x = ListDeviceEventsRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3092,7 +3267,7 @@ func (x *ListDeviceEventsRequest) String() string {
 func (*ListDeviceEventsRequest) ProtoMessage() {}
 
 func (x *ListDeviceEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[38]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3105,7 +3280,7 @@ func (x *ListDeviceEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeviceEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListDeviceEventsRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{38}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListDeviceEventsRequest) GetDevice() string {
@@ -3131,7 +3306,7 @@ type ListDeviceEventsResponse struct {
 
 func (x *ListDeviceEventsResponse) Reset() {
 	*x = ListDeviceEventsResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3143,7 +3318,7 @@ func (x *ListDeviceEventsResponse) String() string {
 func (*ListDeviceEventsResponse) ProtoMessage() {}
 
 func (x *ListDeviceEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[39]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3156,7 +3331,7 @@ func (x *ListDeviceEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeviceEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListDeviceEventsResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{39}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListDeviceEventsResponse) GetEvents() []*DeviceEvent {
@@ -3175,7 +3350,7 @@ type ApproveDeviceRequest struct {
 
 func (x *ApproveDeviceRequest) Reset() {
 	*x = ApproveDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3187,7 +3362,7 @@ func (x *ApproveDeviceRequest) String() string {
 func (*ApproveDeviceRequest) ProtoMessage() {}
 
 func (x *ApproveDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[40]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3200,7 +3375,7 @@ func (x *ApproveDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ApproveDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{40}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ApproveDeviceRequest) GetDevice() string {
@@ -3219,7 +3394,7 @@ type ApproveDeviceResponse struct {
 
 func (x *ApproveDeviceResponse) Reset() {
 	*x = ApproveDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3231,7 +3406,7 @@ func (x *ApproveDeviceResponse) String() string {
 func (*ApproveDeviceResponse) ProtoMessage() {}
 
 func (x *ApproveDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[41]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3244,7 +3419,7 @@ func (x *ApproveDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ApproveDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{41}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ApproveDeviceResponse) GetDevice() *Device {
@@ -3264,7 +3439,7 @@ type RevokeDeviceRequest struct {
 
 func (x *RevokeDeviceRequest) Reset() {
 	*x = RevokeDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3276,7 +3451,7 @@ func (x *RevokeDeviceRequest) String() string {
 func (*RevokeDeviceRequest) ProtoMessage() {}
 
 func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[42]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3289,7 +3464,7 @@ func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{42}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RevokeDeviceRequest) GetDevice() string {
@@ -3316,7 +3491,7 @@ type RevokeDeviceResponse struct {
 
 func (x *RevokeDeviceResponse) Reset() {
 	*x = RevokeDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3328,7 +3503,7 @@ func (x *RevokeDeviceResponse) String() string {
 func (*RevokeDeviceResponse) ProtoMessage() {}
 
 func (x *RevokeDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[43]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3341,7 +3516,7 @@ func (x *RevokeDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceResponse.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{43}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RevokeDeviceResponse) GetDevice() *Device {
@@ -3368,7 +3543,7 @@ type ReplaceDeviceRequest struct {
 
 func (x *ReplaceDeviceRequest) Reset() {
 	*x = ReplaceDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3380,7 +3555,7 @@ func (x *ReplaceDeviceRequest) String() string {
 func (*ReplaceDeviceRequest) ProtoMessage() {}
 
 func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[44]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3393,7 +3568,7 @@ func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{44}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ReplaceDeviceRequest) GetOldDevice() string {
@@ -3419,7 +3594,7 @@ type ReplaceDeviceResponse struct {
 
 func (x *ReplaceDeviceResponse) Reset() {
 	*x = ReplaceDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3431,7 +3606,7 @@ func (x *ReplaceDeviceResponse) String() string {
 func (*ReplaceDeviceResponse) ProtoMessage() {}
 
 func (x *ReplaceDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[45]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3444,7 +3619,7 @@ func (x *ReplaceDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{45}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ReplaceDeviceResponse) GetDevice() *Device {
@@ -3470,7 +3645,7 @@ type LabelDeviceRequest struct {
 
 func (x *LabelDeviceRequest) Reset() {
 	*x = LabelDeviceRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3482,7 +3657,7 @@ func (x *LabelDeviceRequest) String() string {
 func (*LabelDeviceRequest) ProtoMessage() {}
 
 func (x *LabelDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[46]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3495,7 +3670,7 @@ func (x *LabelDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelDeviceRequest.ProtoReflect.Descriptor instead.
 func (*LabelDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{46}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *LabelDeviceRequest) GetDevice() string {
@@ -3549,7 +3724,7 @@ type LabelDeviceResponse struct {
 
 func (x *LabelDeviceResponse) Reset() {
 	*x = LabelDeviceResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3561,7 +3736,7 @@ func (x *LabelDeviceResponse) String() string {
 func (*LabelDeviceResponse) ProtoMessage() {}
 
 func (x *LabelDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[47]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3574,7 +3749,7 @@ func (x *LabelDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelDeviceResponse.ProtoReflect.Descriptor instead.
 func (*LabelDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{47}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *LabelDeviceResponse) GetDevice() *Device {
@@ -3597,7 +3772,7 @@ type AssignReleaseRequest struct {
 
 func (x *AssignReleaseRequest) Reset() {
 	*x = AssignReleaseRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3609,7 +3784,7 @@ func (x *AssignReleaseRequest) String() string {
 func (*AssignReleaseRequest) ProtoMessage() {}
 
 func (x *AssignReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[48]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3622,7 +3797,7 @@ func (x *AssignReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignReleaseRequest.ProtoReflect.Descriptor instead.
 func (*AssignReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{48}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *AssignReleaseRequest) GetDevice() string {
@@ -3655,7 +3830,7 @@ type AssignReleaseResponse struct {
 
 func (x *AssignReleaseResponse) Reset() {
 	*x = AssignReleaseResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[49]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3667,7 +3842,7 @@ func (x *AssignReleaseResponse) String() string {
 func (*AssignReleaseResponse) ProtoMessage() {}
 
 func (x *AssignReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[49]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3680,7 +3855,7 @@ func (x *AssignReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignReleaseResponse.ProtoReflect.Descriptor instead.
 func (*AssignReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{49}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *AssignReleaseResponse) GetDevice() *Device {
@@ -3699,7 +3874,7 @@ type ConfirmGenerationRequest struct {
 
 func (x *ConfirmGenerationRequest) Reset() {
 	*x = ConfirmGenerationRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[50]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3711,7 +3886,7 @@ func (x *ConfirmGenerationRequest) String() string {
 func (*ConfirmGenerationRequest) ProtoMessage() {}
 
 func (x *ConfirmGenerationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[50]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3724,7 +3899,7 @@ func (x *ConfirmGenerationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmGenerationRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmGenerationRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{50}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ConfirmGenerationRequest) GetDevice() string {
@@ -3743,7 +3918,7 @@ type ConfirmGenerationResponse struct {
 
 func (x *ConfirmGenerationResponse) Reset() {
 	*x = ConfirmGenerationResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[51]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3755,7 +3930,7 @@ func (x *ConfirmGenerationResponse) String() string {
 func (*ConfirmGenerationResponse) ProtoMessage() {}
 
 func (x *ConfirmGenerationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[51]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3768,7 +3943,7 @@ func (x *ConfirmGenerationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmGenerationResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmGenerationResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{51}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ConfirmGenerationResponse) GetDevice() *Device {
@@ -3797,7 +3972,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[52]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3809,7 +3984,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[52]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3822,7 +3997,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{52}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Token) GetId() string {
@@ -3917,7 +4092,7 @@ type CreateTokensRequest struct {
 
 func (x *CreateTokensRequest) Reset() {
 	*x = CreateTokensRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[53]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3929,7 +4104,7 @@ func (x *CreateTokensRequest) String() string {
 func (*CreateTokensRequest) ProtoMessage() {}
 
 func (x *CreateTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[53]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3942,7 +4117,7 @@ func (x *CreateTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokensRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokensRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{53}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *CreateTokensRequest) GetCount() int32 {
@@ -4005,7 +4180,7 @@ type CreatedToken struct {
 
 func (x *CreatedToken) Reset() {
 	*x = CreatedToken{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[54]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4017,7 +4192,7 @@ func (x *CreatedToken) String() string {
 func (*CreatedToken) ProtoMessage() {}
 
 func (x *CreatedToken) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[54]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4030,7 +4205,7 @@ func (x *CreatedToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatedToken.ProtoReflect.Descriptor instead.
 func (*CreatedToken) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{54}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *CreatedToken) GetToken() *Token {
@@ -4056,7 +4231,7 @@ type CreateTokensResponse struct {
 
 func (x *CreateTokensResponse) Reset() {
 	*x = CreateTokensResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[55]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4068,7 +4243,7 @@ func (x *CreateTokensResponse) String() string {
 func (*CreateTokensResponse) ProtoMessage() {}
 
 func (x *CreateTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[55]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4081,7 +4256,7 @@ func (x *CreateTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokensResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokensResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{55}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *CreateTokensResponse) GetTokens() []*CreatedToken {
@@ -4099,7 +4274,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[56]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4111,7 +4286,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[56]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4124,7 +4299,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{56}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{58}
 }
 
 type ListTokensResponse struct {
@@ -4136,7 +4311,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[57]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4148,7 +4323,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[57]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4161,7 +4336,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{57}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -4180,7 +4355,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[58]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4192,7 +4367,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[58]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4205,7 +4380,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{58}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -4224,7 +4399,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[59]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4236,7 +4411,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[59]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4249,7 +4424,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{59}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *RevokeTokenResponse) GetToken() *Token {
@@ -4274,7 +4449,7 @@ type Parameter struct {
 
 func (x *Parameter) Reset() {
 	*x = Parameter{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[60]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4286,7 +4461,7 @@ func (x *Parameter) String() string {
 func (*Parameter) ProtoMessage() {}
 
 func (x *Parameter) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[60]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4299,7 +4474,7 @@ func (x *Parameter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Parameter.ProtoReflect.Descriptor instead.
 func (*Parameter) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{60}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Parameter) GetScope() ParameterScope {
@@ -4348,7 +4523,7 @@ type SetParametersRequest struct {
 
 func (x *SetParametersRequest) Reset() {
 	*x = SetParametersRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[61]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4360,7 +4535,7 @@ func (x *SetParametersRequest) String() string {
 func (*SetParametersRequest) ProtoMessage() {}
 
 func (x *SetParametersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[61]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4373,7 +4548,7 @@ func (x *SetParametersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetParametersRequest.ProtoReflect.Descriptor instead.
 func (*SetParametersRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{61}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *SetParametersRequest) GetSet() []*Parameter {
@@ -4400,7 +4575,7 @@ type SetParametersResponse struct {
 
 func (x *SetParametersResponse) Reset() {
 	*x = SetParametersResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[62]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4412,7 +4587,7 @@ func (x *SetParametersResponse) String() string {
 func (*SetParametersResponse) ProtoMessage() {}
 
 func (x *SetParametersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[62]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4425,7 +4600,7 @@ func (x *SetParametersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetParametersResponse.ProtoReflect.Descriptor instead.
 func (*SetParametersResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{62}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SetParametersResponse) GetDevices() int32 {
@@ -4445,7 +4620,7 @@ type ListParametersRequest struct {
 
 func (x *ListParametersRequest) Reset() {
 	*x = ListParametersRequest{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[63]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4457,7 +4632,7 @@ func (x *ListParametersRequest) String() string {
 func (*ListParametersRequest) ProtoMessage() {}
 
 func (x *ListParametersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[63]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4470,7 +4645,7 @@ func (x *ListParametersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListParametersRequest.ProtoReflect.Descriptor instead.
 func (*ListParametersRequest) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{63}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListParametersRequest) GetDevice() string {
@@ -4489,7 +4664,7 @@ type ListParametersResponse struct {
 
 func (x *ListParametersResponse) Reset() {
 	*x = ListParametersResponse{}
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[64]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4501,7 +4676,7 @@ func (x *ListParametersResponse) String() string {
 func (*ListParametersResponse) ProtoMessage() {}
 
 func (x *ListParametersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[64]
+	mi := &file_skein_fleet_v1_fleet_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4514,7 +4689,7 @@ func (x *ListParametersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListParametersResponse.ProtoReflect.Descriptor instead.
 func (*ListParametersResponse) Descriptor() ([]byte, []int) {
-	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{64}
+	return file_skein_fleet_v1_fleet_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListParametersResponse) GetParameters() []*Parameter {
@@ -4543,7 +4718,7 @@ const file_skein_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
 	"\arelease\x18\x03 \x01(\tR\arelease\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12.\n" +
-	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xfe\r\n" +
+	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xab\x0e\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -4588,10 +4763,24 @@ const file_skein_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x06serves\x18P \x03(\tR\x06serves\x129\n" +
 	"\btransfer\x18x \x01(\v2\x1d.skein.fleet.v1.TransferStateR\btransfer\x121\n" +
 	"\x05power\x18\x8c\x01 \x01(\v2\x1a.skein.fleet.v1.PowerStateR\x05power\x126\n" +
-	"\aservers\x18\xdc\x01 \x03(\v2\x1b.skein.fleet.v1.ModelServerR\aservers\x1a9\n" +
+	"\aservers\x18\xdc\x01 \x03(\v2\x1b.skein.fleet.v1.ModelServerR\aservers\x12+\n" +
+	"\x03tap\x18\xc8\x01 \x01(\v2\x18.skein.fleet.v1.TapStateR\x03tap\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x85\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"k\n" +
+	"\bTapState\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12+\n" +
+	"\x05asked\x18\x02 \x03(\v2\x15.skein.fleet.v1.AskedR\x05asked\x12\x18\n" +
+	"\arefused\x18\x03 \x01(\x04R\arefused\"\xe3\x01\n" +
+	"\x05Asked\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x0e\n" +
+	"\x02ok\x18\x03 \x01(\x04R\x02ok\x12\x18\n" +
+	"\ainvalid\x18\x04 \x01(\x04R\ainvalid\x12\x16\n" +
+	"\x06failed\x18\x05 \x01(\x04R\x06failed\x12\x12\n" +
+	"\x04shed\x18\x06 \x01(\x04R\x04shed\x12)\n" +
+	"\x10p50_microseconds\x18\a \x01(\x04R\x0fp50Microseconds\x12)\n" +
+	"\x10p99_microseconds\x18\b \x01(\x04R\x0fp99Microseconds\"\x85\x04\n" +
 	"\vModelServer\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
@@ -4933,7 +5122,7 @@ func file_skein_fleet_v1_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_skein_fleet_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_skein_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 69)
+var file_skein_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 71)
 var file_skein_fleet_v1_fleet_proto_goTypes = []any{
 	(DeviceState)(0),                  // 0: skein.fleet.v1.DeviceState
 	(ParameterScope)(0),               // 1: skein.fleet.v1.ParameterScope
@@ -4941,192 +5130,196 @@ var file_skein_fleet_v1_fleet_proto_goTypes = []any{
 	(*Condition)(nil),                 // 3: skein.fleet.v1.Condition
 	(*StepEntry)(nil),                 // 4: skein.fleet.v1.StepEntry
 	(*Device)(nil),                    // 5: skein.fleet.v1.Device
-	(*ModelServer)(nil),               // 6: skein.fleet.v1.ModelServer
-	(*PowerState)(nil),                // 7: skein.fleet.v1.PowerState
-	(*Throttle)(nil),                  // 8: skein.fleet.v1.Throttle
-	(*OverCurrent)(nil),               // 9: skein.fleet.v1.OverCurrent
-	(*Hold)(nil),                      // 10: skein.fleet.v1.Hold
-	(*Crash)(nil),                     // 11: skein.fleet.v1.Crash
-	(*ListDeviceCrashesRequest)(nil),  // 12: skein.fleet.v1.ListDeviceCrashesRequest
-	(*ListDeviceCrashesResponse)(nil), // 13: skein.fleet.v1.ListDeviceCrashesResponse
-	(*GetDeviceCrashRequest)(nil),     // 14: skein.fleet.v1.GetDeviceCrashRequest
-	(*GetDeviceCrashResponse)(nil),    // 15: skein.fleet.v1.GetDeviceCrashResponse
-	(*BootChain)(nil),                 // 16: skein.fleet.v1.BootChain
-	(*BootSlot)(nil),                  // 17: skein.fleet.v1.BootSlot
-	(*BootFirmware)(nil),              // 18: skein.fleet.v1.BootFirmware
-	(*BootTrap)(nil),                  // 19: skein.fleet.v1.BootTrap
-	(*AgentSlots)(nil),                // 20: skein.fleet.v1.AgentSlots
-	(*SourceBytes)(nil),               // 21: skein.fleet.v1.SourceBytes
-	(*TransferState)(nil),             // 22: skein.fleet.v1.TransferState
-	(*AllowanceUse)(nil),              // 23: skein.fleet.v1.AllowanceUse
-	(*Reading)(nil),                   // 24: skein.fleet.v1.Reading
-	(*ListDevicesRequest)(nil),        // 25: skein.fleet.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),       // 26: skein.fleet.v1.ListDevicesResponse
-	(*GetDeviceRequest)(nil),          // 27: skein.fleet.v1.GetDeviceRequest
-	(*GetDeviceResponse)(nil),         // 28: skein.fleet.v1.GetDeviceResponse
-	(*WatchDeviceRequest)(nil),        // 29: skein.fleet.v1.WatchDeviceRequest
-	(*WatchDeviceResponse)(nil),       // 30: skein.fleet.v1.WatchDeviceResponse
-	(*WatchFleetRequest)(nil),         // 31: skein.fleet.v1.WatchFleetRequest
-	(*WatchFleetResponse)(nil),        // 32: skein.fleet.v1.WatchFleetResponse
-	(*Count)(nil),                     // 33: skein.fleet.v1.Count
-	(*FleetStatus)(nil),               // 34: skein.fleet.v1.FleetStatus
-	(*GetFleetStatusRequest)(nil),     // 35: skein.fleet.v1.GetFleetStatusRequest
-	(*GetFleetStatusResponse)(nil),    // 36: skein.fleet.v1.GetFleetStatusResponse
-	(*ExplainDeviceRequest)(nil),      // 37: skein.fleet.v1.ExplainDeviceRequest
-	(*ExplainDeviceResponse)(nil),     // 38: skein.fleet.v1.ExplainDeviceResponse
-	(*DeviceEvent)(nil),               // 39: skein.fleet.v1.DeviceEvent
-	(*ListDeviceEventsRequest)(nil),   // 40: skein.fleet.v1.ListDeviceEventsRequest
-	(*ListDeviceEventsResponse)(nil),  // 41: skein.fleet.v1.ListDeviceEventsResponse
-	(*ApproveDeviceRequest)(nil),      // 42: skein.fleet.v1.ApproveDeviceRequest
-	(*ApproveDeviceResponse)(nil),     // 43: skein.fleet.v1.ApproveDeviceResponse
-	(*RevokeDeviceRequest)(nil),       // 44: skein.fleet.v1.RevokeDeviceRequest
-	(*RevokeDeviceResponse)(nil),      // 45: skein.fleet.v1.RevokeDeviceResponse
-	(*ReplaceDeviceRequest)(nil),      // 46: skein.fleet.v1.ReplaceDeviceRequest
-	(*ReplaceDeviceResponse)(nil),     // 47: skein.fleet.v1.ReplaceDeviceResponse
-	(*LabelDeviceRequest)(nil),        // 48: skein.fleet.v1.LabelDeviceRequest
-	(*LabelDeviceResponse)(nil),       // 49: skein.fleet.v1.LabelDeviceResponse
-	(*AssignReleaseRequest)(nil),      // 50: skein.fleet.v1.AssignReleaseRequest
-	(*AssignReleaseResponse)(nil),     // 51: skein.fleet.v1.AssignReleaseResponse
-	(*ConfirmGenerationRequest)(nil),  // 52: skein.fleet.v1.ConfirmGenerationRequest
-	(*ConfirmGenerationResponse)(nil), // 53: skein.fleet.v1.ConfirmGenerationResponse
-	(*Token)(nil),                     // 54: skein.fleet.v1.Token
-	(*CreateTokensRequest)(nil),       // 55: skein.fleet.v1.CreateTokensRequest
-	(*CreatedToken)(nil),              // 56: skein.fleet.v1.CreatedToken
-	(*CreateTokensResponse)(nil),      // 57: skein.fleet.v1.CreateTokensResponse
-	(*ListTokensRequest)(nil),         // 58: skein.fleet.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),        // 59: skein.fleet.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),        // 60: skein.fleet.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),       // 61: skein.fleet.v1.RevokeTokenResponse
-	(*Parameter)(nil),                 // 62: skein.fleet.v1.Parameter
-	(*SetParametersRequest)(nil),      // 63: skein.fleet.v1.SetParametersRequest
-	(*SetParametersResponse)(nil),     // 64: skein.fleet.v1.SetParametersResponse
-	(*ListParametersRequest)(nil),     // 65: skein.fleet.v1.ListParametersRequest
-	(*ListParametersResponse)(nil),    // 66: skein.fleet.v1.ListParametersResponse
-	nil,                               // 67: skein.fleet.v1.Device.LabelsEntry
-	nil,                               // 68: skein.fleet.v1.LabelDeviceRequest.SetEntry
-	nil,                               // 69: skein.fleet.v1.Token.LabelsEntry
-	nil,                               // 70: skein.fleet.v1.CreateTokensRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 71: google.protobuf.Timestamp
+	(*TapState)(nil),                  // 6: skein.fleet.v1.TapState
+	(*Asked)(nil),                     // 7: skein.fleet.v1.Asked
+	(*ModelServer)(nil),               // 8: skein.fleet.v1.ModelServer
+	(*PowerState)(nil),                // 9: skein.fleet.v1.PowerState
+	(*Throttle)(nil),                  // 10: skein.fleet.v1.Throttle
+	(*OverCurrent)(nil),               // 11: skein.fleet.v1.OverCurrent
+	(*Hold)(nil),                      // 12: skein.fleet.v1.Hold
+	(*Crash)(nil),                     // 13: skein.fleet.v1.Crash
+	(*ListDeviceCrashesRequest)(nil),  // 14: skein.fleet.v1.ListDeviceCrashesRequest
+	(*ListDeviceCrashesResponse)(nil), // 15: skein.fleet.v1.ListDeviceCrashesResponse
+	(*GetDeviceCrashRequest)(nil),     // 16: skein.fleet.v1.GetDeviceCrashRequest
+	(*GetDeviceCrashResponse)(nil),    // 17: skein.fleet.v1.GetDeviceCrashResponse
+	(*BootChain)(nil),                 // 18: skein.fleet.v1.BootChain
+	(*BootSlot)(nil),                  // 19: skein.fleet.v1.BootSlot
+	(*BootFirmware)(nil),              // 20: skein.fleet.v1.BootFirmware
+	(*BootTrap)(nil),                  // 21: skein.fleet.v1.BootTrap
+	(*AgentSlots)(nil),                // 22: skein.fleet.v1.AgentSlots
+	(*SourceBytes)(nil),               // 23: skein.fleet.v1.SourceBytes
+	(*TransferState)(nil),             // 24: skein.fleet.v1.TransferState
+	(*AllowanceUse)(nil),              // 25: skein.fleet.v1.AllowanceUse
+	(*Reading)(nil),                   // 26: skein.fleet.v1.Reading
+	(*ListDevicesRequest)(nil),        // 27: skein.fleet.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),       // 28: skein.fleet.v1.ListDevicesResponse
+	(*GetDeviceRequest)(nil),          // 29: skein.fleet.v1.GetDeviceRequest
+	(*GetDeviceResponse)(nil),         // 30: skein.fleet.v1.GetDeviceResponse
+	(*WatchDeviceRequest)(nil),        // 31: skein.fleet.v1.WatchDeviceRequest
+	(*WatchDeviceResponse)(nil),       // 32: skein.fleet.v1.WatchDeviceResponse
+	(*WatchFleetRequest)(nil),         // 33: skein.fleet.v1.WatchFleetRequest
+	(*WatchFleetResponse)(nil),        // 34: skein.fleet.v1.WatchFleetResponse
+	(*Count)(nil),                     // 35: skein.fleet.v1.Count
+	(*FleetStatus)(nil),               // 36: skein.fleet.v1.FleetStatus
+	(*GetFleetStatusRequest)(nil),     // 37: skein.fleet.v1.GetFleetStatusRequest
+	(*GetFleetStatusResponse)(nil),    // 38: skein.fleet.v1.GetFleetStatusResponse
+	(*ExplainDeviceRequest)(nil),      // 39: skein.fleet.v1.ExplainDeviceRequest
+	(*ExplainDeviceResponse)(nil),     // 40: skein.fleet.v1.ExplainDeviceResponse
+	(*DeviceEvent)(nil),               // 41: skein.fleet.v1.DeviceEvent
+	(*ListDeviceEventsRequest)(nil),   // 42: skein.fleet.v1.ListDeviceEventsRequest
+	(*ListDeviceEventsResponse)(nil),  // 43: skein.fleet.v1.ListDeviceEventsResponse
+	(*ApproveDeviceRequest)(nil),      // 44: skein.fleet.v1.ApproveDeviceRequest
+	(*ApproveDeviceResponse)(nil),     // 45: skein.fleet.v1.ApproveDeviceResponse
+	(*RevokeDeviceRequest)(nil),       // 46: skein.fleet.v1.RevokeDeviceRequest
+	(*RevokeDeviceResponse)(nil),      // 47: skein.fleet.v1.RevokeDeviceResponse
+	(*ReplaceDeviceRequest)(nil),      // 48: skein.fleet.v1.ReplaceDeviceRequest
+	(*ReplaceDeviceResponse)(nil),     // 49: skein.fleet.v1.ReplaceDeviceResponse
+	(*LabelDeviceRequest)(nil),        // 50: skein.fleet.v1.LabelDeviceRequest
+	(*LabelDeviceResponse)(nil),       // 51: skein.fleet.v1.LabelDeviceResponse
+	(*AssignReleaseRequest)(nil),      // 52: skein.fleet.v1.AssignReleaseRequest
+	(*AssignReleaseResponse)(nil),     // 53: skein.fleet.v1.AssignReleaseResponse
+	(*ConfirmGenerationRequest)(nil),  // 54: skein.fleet.v1.ConfirmGenerationRequest
+	(*ConfirmGenerationResponse)(nil), // 55: skein.fleet.v1.ConfirmGenerationResponse
+	(*Token)(nil),                     // 56: skein.fleet.v1.Token
+	(*CreateTokensRequest)(nil),       // 57: skein.fleet.v1.CreateTokensRequest
+	(*CreatedToken)(nil),              // 58: skein.fleet.v1.CreatedToken
+	(*CreateTokensResponse)(nil),      // 59: skein.fleet.v1.CreateTokensResponse
+	(*ListTokensRequest)(nil),         // 60: skein.fleet.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),        // 61: skein.fleet.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),        // 62: skein.fleet.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),       // 63: skein.fleet.v1.RevokeTokenResponse
+	(*Parameter)(nil),                 // 64: skein.fleet.v1.Parameter
+	(*SetParametersRequest)(nil),      // 65: skein.fleet.v1.SetParametersRequest
+	(*SetParametersResponse)(nil),     // 66: skein.fleet.v1.SetParametersResponse
+	(*ListParametersRequest)(nil),     // 67: skein.fleet.v1.ListParametersRequest
+	(*ListParametersResponse)(nil),    // 68: skein.fleet.v1.ListParametersResponse
+	nil,                               // 69: skein.fleet.v1.Device.LabelsEntry
+	nil,                               // 70: skein.fleet.v1.LabelDeviceRequest.SetEntry
+	nil,                               // 71: skein.fleet.v1.Token.LabelsEntry
+	nil,                               // 72: skein.fleet.v1.CreateTokensRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 73: google.protobuf.Timestamp
 }
 var file_skein_fleet_v1_fleet_proto_depIdxs = []int32{
-	71, // 0: skein.fleet.v1.Condition.since:type_name -> google.protobuf.Timestamp
-	71, // 1: skein.fleet.v1.StepEntry.time:type_name -> google.protobuf.Timestamp
-	67, // 2: skein.fleet.v1.Device.labels:type_name -> skein.fleet.v1.Device.LabelsEntry
+	73, // 0: skein.fleet.v1.Condition.since:type_name -> google.protobuf.Timestamp
+	73, // 1: skein.fleet.v1.StepEntry.time:type_name -> google.protobuf.Timestamp
+	69, // 2: skein.fleet.v1.Device.labels:type_name -> skein.fleet.v1.Device.LabelsEntry
 	0,  // 3: skein.fleet.v1.Device.state:type_name -> skein.fleet.v1.DeviceState
-	71, // 4: skein.fleet.v1.Device.last_seen:type_name -> google.protobuf.Timestamp
-	71, // 5: skein.fleet.v1.Device.enrolled:type_name -> google.protobuf.Timestamp
-	71, // 6: skein.fleet.v1.Device.certificate_not_after:type_name -> google.protobuf.Timestamp
+	73, // 4: skein.fleet.v1.Device.last_seen:type_name -> google.protobuf.Timestamp
+	73, // 5: skein.fleet.v1.Device.enrolled:type_name -> google.protobuf.Timestamp
+	73, // 6: skein.fleet.v1.Device.certificate_not_after:type_name -> google.protobuf.Timestamp
 	2,  // 7: skein.fleet.v1.Device.desired_generation:type_name -> skein.fleet.v1.Generation
 	2,  // 8: skein.fleet.v1.Device.held_generation:type_name -> skein.fleet.v1.Generation
 	3,  // 9: skein.fleet.v1.Device.conditions:type_name -> skein.fleet.v1.Condition
 	4,  // 10: skein.fleet.v1.Device.journal:type_name -> skein.fleet.v1.StepEntry
-	16, // 11: skein.fleet.v1.Device.boot_chain:type_name -> skein.fleet.v1.BootChain
-	20, // 12: skein.fleet.v1.Device.agent_slots:type_name -> skein.fleet.v1.AgentSlots
-	21, // 13: skein.fleet.v1.Device.sources:type_name -> skein.fleet.v1.SourceBytes
-	22, // 14: skein.fleet.v1.Device.transfer:type_name -> skein.fleet.v1.TransferState
-	7,  // 15: skein.fleet.v1.Device.power:type_name -> skein.fleet.v1.PowerState
-	6,  // 16: skein.fleet.v1.Device.servers:type_name -> skein.fleet.v1.ModelServer
-	71, // 17: skein.fleet.v1.ModelServer.started:type_name -> google.protobuf.Timestamp
-	8,  // 18: skein.fleet.v1.PowerState.throttle:type_name -> skein.fleet.v1.Throttle
-	9,  // 19: skein.fleet.v1.PowerState.over_current:type_name -> skein.fleet.v1.OverCurrent
-	71, // 20: skein.fleet.v1.Hold.since:type_name -> google.protobuf.Timestamp
-	71, // 21: skein.fleet.v1.Hold.until:type_name -> google.protobuf.Timestamp
-	71, // 22: skein.fleet.v1.Crash.time:type_name -> google.protobuf.Timestamp
-	71, // 23: skein.fleet.v1.Crash.found:type_name -> google.protobuf.Timestamp
-	71, // 24: skein.fleet.v1.Crash.received:type_name -> google.protobuf.Timestamp
-	4,  // 25: skein.fleet.v1.Crash.journal:type_name -> skein.fleet.v1.StepEntry
-	11, // 26: skein.fleet.v1.ListDeviceCrashesResponse.crashes:type_name -> skein.fleet.v1.Crash
-	11, // 27: skein.fleet.v1.GetDeviceCrashResponse.crash:type_name -> skein.fleet.v1.Crash
-	17, // 28: skein.fleet.v1.BootChain.firmware:type_name -> skein.fleet.v1.BootSlot
-	17, // 29: skein.fleet.v1.BootChain.rootfs:type_name -> skein.fleet.v1.BootSlot
-	18, // 30: skein.fleet.v1.BootChain.esrt:type_name -> skein.fleet.v1.BootFirmware
-	19, // 31: skein.fleet.v1.BootChain.traps:type_name -> skein.fleet.v1.BootTrap
-	23, // 32: skein.fleet.v1.TransferState.used:type_name -> skein.fleet.v1.AllowanceUse
-	71, // 33: skein.fleet.v1.TransferState.until:type_name -> google.protobuf.Timestamp
-	10, // 34: skein.fleet.v1.TransferState.holds:type_name -> skein.fleet.v1.Hold
-	71, // 35: skein.fleet.v1.Reading.time:type_name -> google.protobuf.Timestamp
-	5,  // 36: skein.fleet.v1.ListDevicesResponse.devices:type_name -> skein.fleet.v1.Device
-	5,  // 37: skein.fleet.v1.GetDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	24, // 38: skein.fleet.v1.GetDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
-	5,  // 39: skein.fleet.v1.WatchDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	24, // 40: skein.fleet.v1.WatchDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
-	34, // 41: skein.fleet.v1.WatchFleetResponse.status:type_name -> skein.fleet.v1.FleetStatus
-	5,  // 42: skein.fleet.v1.WatchFleetResponse.changed:type_name -> skein.fleet.v1.Device
-	33, // 43: skein.fleet.v1.FleetStatus.by_state:type_name -> skein.fleet.v1.Count
-	33, // 44: skein.fleet.v1.FleetStatus.by_target:type_name -> skein.fleet.v1.Count
-	33, // 45: skein.fleet.v1.FleetStatus.by_site:type_name -> skein.fleet.v1.Count
-	33, // 46: skein.fleet.v1.FleetStatus.by_release:type_name -> skein.fleet.v1.Count
-	33, // 47: skein.fleet.v1.FleetStatus.by_hardware:type_name -> skein.fleet.v1.Count
-	33, // 48: skein.fleet.v1.FleetStatus.by_condition:type_name -> skein.fleet.v1.Count
-	71, // 49: skein.fleet.v1.FleetStatus.time:type_name -> google.protobuf.Timestamp
-	34, // 50: skein.fleet.v1.GetFleetStatusResponse.status:type_name -> skein.fleet.v1.FleetStatus
-	71, // 51: skein.fleet.v1.DeviceEvent.time:type_name -> google.protobuf.Timestamp
-	71, // 52: skein.fleet.v1.DeviceEvent.received:type_name -> google.protobuf.Timestamp
-	39, // 53: skein.fleet.v1.ListDeviceEventsResponse.events:type_name -> skein.fleet.v1.DeviceEvent
-	5,  // 54: skein.fleet.v1.ApproveDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 55: skein.fleet.v1.RevokeDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 56: skein.fleet.v1.ReplaceDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	68, // 57: skein.fleet.v1.LabelDeviceRequest.set:type_name -> skein.fleet.v1.LabelDeviceRequest.SetEntry
-	5,  // 58: skein.fleet.v1.LabelDeviceResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 59: skein.fleet.v1.AssignReleaseResponse.device:type_name -> skein.fleet.v1.Device
-	5,  // 60: skein.fleet.v1.ConfirmGenerationResponse.device:type_name -> skein.fleet.v1.Device
-	71, // 61: skein.fleet.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	69, // 62: skein.fleet.v1.Token.labels:type_name -> skein.fleet.v1.Token.LabelsEntry
-	71, // 63: skein.fleet.v1.Token.created:type_name -> google.protobuf.Timestamp
-	70, // 64: skein.fleet.v1.CreateTokensRequest.labels:type_name -> skein.fleet.v1.CreateTokensRequest.LabelsEntry
-	54, // 65: skein.fleet.v1.CreatedToken.token:type_name -> skein.fleet.v1.Token
-	56, // 66: skein.fleet.v1.CreateTokensResponse.tokens:type_name -> skein.fleet.v1.CreatedToken
-	54, // 67: skein.fleet.v1.ListTokensResponse.tokens:type_name -> skein.fleet.v1.Token
-	54, // 68: skein.fleet.v1.RevokeTokenResponse.token:type_name -> skein.fleet.v1.Token
-	1,  // 69: skein.fleet.v1.Parameter.scope:type_name -> skein.fleet.v1.ParameterScope
-	62, // 70: skein.fleet.v1.SetParametersRequest.set:type_name -> skein.fleet.v1.Parameter
-	62, // 71: skein.fleet.v1.SetParametersRequest.remove:type_name -> skein.fleet.v1.Parameter
-	62, // 72: skein.fleet.v1.ListParametersResponse.parameters:type_name -> skein.fleet.v1.Parameter
-	25, // 73: skein.fleet.v1.FleetService.ListDevices:input_type -> skein.fleet.v1.ListDevicesRequest
-	27, // 74: skein.fleet.v1.FleetService.GetDevice:input_type -> skein.fleet.v1.GetDeviceRequest
-	29, // 75: skein.fleet.v1.FleetService.WatchDevice:input_type -> skein.fleet.v1.WatchDeviceRequest
-	31, // 76: skein.fleet.v1.FleetService.WatchFleet:input_type -> skein.fleet.v1.WatchFleetRequest
-	35, // 77: skein.fleet.v1.FleetService.GetFleetStatus:input_type -> skein.fleet.v1.GetFleetStatusRequest
-	37, // 78: skein.fleet.v1.FleetService.ExplainDevice:input_type -> skein.fleet.v1.ExplainDeviceRequest
-	40, // 79: skein.fleet.v1.FleetService.ListDeviceEvents:input_type -> skein.fleet.v1.ListDeviceEventsRequest
-	12, // 80: skein.fleet.v1.FleetService.ListDeviceCrashes:input_type -> skein.fleet.v1.ListDeviceCrashesRequest
-	14, // 81: skein.fleet.v1.FleetService.GetDeviceCrash:input_type -> skein.fleet.v1.GetDeviceCrashRequest
-	42, // 82: skein.fleet.v1.FleetService.ApproveDevice:input_type -> skein.fleet.v1.ApproveDeviceRequest
-	44, // 83: skein.fleet.v1.FleetService.RevokeDevice:input_type -> skein.fleet.v1.RevokeDeviceRequest
-	46, // 84: skein.fleet.v1.FleetService.ReplaceDevice:input_type -> skein.fleet.v1.ReplaceDeviceRequest
-	48, // 85: skein.fleet.v1.FleetService.LabelDevice:input_type -> skein.fleet.v1.LabelDeviceRequest
-	50, // 86: skein.fleet.v1.FleetService.AssignRelease:input_type -> skein.fleet.v1.AssignReleaseRequest
-	52, // 87: skein.fleet.v1.FleetService.ConfirmGeneration:input_type -> skein.fleet.v1.ConfirmGenerationRequest
-	55, // 88: skein.fleet.v1.FleetService.CreateTokens:input_type -> skein.fleet.v1.CreateTokensRequest
-	58, // 89: skein.fleet.v1.FleetService.ListTokens:input_type -> skein.fleet.v1.ListTokensRequest
-	60, // 90: skein.fleet.v1.FleetService.RevokeToken:input_type -> skein.fleet.v1.RevokeTokenRequest
-	63, // 91: skein.fleet.v1.FleetService.SetParameters:input_type -> skein.fleet.v1.SetParametersRequest
-	65, // 92: skein.fleet.v1.FleetService.ListParameters:input_type -> skein.fleet.v1.ListParametersRequest
-	26, // 93: skein.fleet.v1.FleetService.ListDevices:output_type -> skein.fleet.v1.ListDevicesResponse
-	28, // 94: skein.fleet.v1.FleetService.GetDevice:output_type -> skein.fleet.v1.GetDeviceResponse
-	30, // 95: skein.fleet.v1.FleetService.WatchDevice:output_type -> skein.fleet.v1.WatchDeviceResponse
-	32, // 96: skein.fleet.v1.FleetService.WatchFleet:output_type -> skein.fleet.v1.WatchFleetResponse
-	36, // 97: skein.fleet.v1.FleetService.GetFleetStatus:output_type -> skein.fleet.v1.GetFleetStatusResponse
-	38, // 98: skein.fleet.v1.FleetService.ExplainDevice:output_type -> skein.fleet.v1.ExplainDeviceResponse
-	41, // 99: skein.fleet.v1.FleetService.ListDeviceEvents:output_type -> skein.fleet.v1.ListDeviceEventsResponse
-	13, // 100: skein.fleet.v1.FleetService.ListDeviceCrashes:output_type -> skein.fleet.v1.ListDeviceCrashesResponse
-	15, // 101: skein.fleet.v1.FleetService.GetDeviceCrash:output_type -> skein.fleet.v1.GetDeviceCrashResponse
-	43, // 102: skein.fleet.v1.FleetService.ApproveDevice:output_type -> skein.fleet.v1.ApproveDeviceResponse
-	45, // 103: skein.fleet.v1.FleetService.RevokeDevice:output_type -> skein.fleet.v1.RevokeDeviceResponse
-	47, // 104: skein.fleet.v1.FleetService.ReplaceDevice:output_type -> skein.fleet.v1.ReplaceDeviceResponse
-	49, // 105: skein.fleet.v1.FleetService.LabelDevice:output_type -> skein.fleet.v1.LabelDeviceResponse
-	51, // 106: skein.fleet.v1.FleetService.AssignRelease:output_type -> skein.fleet.v1.AssignReleaseResponse
-	53, // 107: skein.fleet.v1.FleetService.ConfirmGeneration:output_type -> skein.fleet.v1.ConfirmGenerationResponse
-	57, // 108: skein.fleet.v1.FleetService.CreateTokens:output_type -> skein.fleet.v1.CreateTokensResponse
-	59, // 109: skein.fleet.v1.FleetService.ListTokens:output_type -> skein.fleet.v1.ListTokensResponse
-	61, // 110: skein.fleet.v1.FleetService.RevokeToken:output_type -> skein.fleet.v1.RevokeTokenResponse
-	64, // 111: skein.fleet.v1.FleetService.SetParameters:output_type -> skein.fleet.v1.SetParametersResponse
-	66, // 112: skein.fleet.v1.FleetService.ListParameters:output_type -> skein.fleet.v1.ListParametersResponse
-	93, // [93:113] is the sub-list for method output_type
-	73, // [73:93] is the sub-list for method input_type
-	73, // [73:73] is the sub-list for extension type_name
-	73, // [73:73] is the sub-list for extension extendee
-	0,  // [0:73] is the sub-list for field type_name
+	18, // 11: skein.fleet.v1.Device.boot_chain:type_name -> skein.fleet.v1.BootChain
+	22, // 12: skein.fleet.v1.Device.agent_slots:type_name -> skein.fleet.v1.AgentSlots
+	23, // 13: skein.fleet.v1.Device.sources:type_name -> skein.fleet.v1.SourceBytes
+	24, // 14: skein.fleet.v1.Device.transfer:type_name -> skein.fleet.v1.TransferState
+	9,  // 15: skein.fleet.v1.Device.power:type_name -> skein.fleet.v1.PowerState
+	8,  // 16: skein.fleet.v1.Device.servers:type_name -> skein.fleet.v1.ModelServer
+	6,  // 17: skein.fleet.v1.Device.tap:type_name -> skein.fleet.v1.TapState
+	7,  // 18: skein.fleet.v1.TapState.asked:type_name -> skein.fleet.v1.Asked
+	73, // 19: skein.fleet.v1.ModelServer.started:type_name -> google.protobuf.Timestamp
+	10, // 20: skein.fleet.v1.PowerState.throttle:type_name -> skein.fleet.v1.Throttle
+	11, // 21: skein.fleet.v1.PowerState.over_current:type_name -> skein.fleet.v1.OverCurrent
+	73, // 22: skein.fleet.v1.Hold.since:type_name -> google.protobuf.Timestamp
+	73, // 23: skein.fleet.v1.Hold.until:type_name -> google.protobuf.Timestamp
+	73, // 24: skein.fleet.v1.Crash.time:type_name -> google.protobuf.Timestamp
+	73, // 25: skein.fleet.v1.Crash.found:type_name -> google.protobuf.Timestamp
+	73, // 26: skein.fleet.v1.Crash.received:type_name -> google.protobuf.Timestamp
+	4,  // 27: skein.fleet.v1.Crash.journal:type_name -> skein.fleet.v1.StepEntry
+	13, // 28: skein.fleet.v1.ListDeviceCrashesResponse.crashes:type_name -> skein.fleet.v1.Crash
+	13, // 29: skein.fleet.v1.GetDeviceCrashResponse.crash:type_name -> skein.fleet.v1.Crash
+	19, // 30: skein.fleet.v1.BootChain.firmware:type_name -> skein.fleet.v1.BootSlot
+	19, // 31: skein.fleet.v1.BootChain.rootfs:type_name -> skein.fleet.v1.BootSlot
+	20, // 32: skein.fleet.v1.BootChain.esrt:type_name -> skein.fleet.v1.BootFirmware
+	21, // 33: skein.fleet.v1.BootChain.traps:type_name -> skein.fleet.v1.BootTrap
+	25, // 34: skein.fleet.v1.TransferState.used:type_name -> skein.fleet.v1.AllowanceUse
+	73, // 35: skein.fleet.v1.TransferState.until:type_name -> google.protobuf.Timestamp
+	12, // 36: skein.fleet.v1.TransferState.holds:type_name -> skein.fleet.v1.Hold
+	73, // 37: skein.fleet.v1.Reading.time:type_name -> google.protobuf.Timestamp
+	5,  // 38: skein.fleet.v1.ListDevicesResponse.devices:type_name -> skein.fleet.v1.Device
+	5,  // 39: skein.fleet.v1.GetDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	26, // 40: skein.fleet.v1.GetDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
+	5,  // 41: skein.fleet.v1.WatchDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	26, // 42: skein.fleet.v1.WatchDeviceResponse.readings:type_name -> skein.fleet.v1.Reading
+	36, // 43: skein.fleet.v1.WatchFleetResponse.status:type_name -> skein.fleet.v1.FleetStatus
+	5,  // 44: skein.fleet.v1.WatchFleetResponse.changed:type_name -> skein.fleet.v1.Device
+	35, // 45: skein.fleet.v1.FleetStatus.by_state:type_name -> skein.fleet.v1.Count
+	35, // 46: skein.fleet.v1.FleetStatus.by_target:type_name -> skein.fleet.v1.Count
+	35, // 47: skein.fleet.v1.FleetStatus.by_site:type_name -> skein.fleet.v1.Count
+	35, // 48: skein.fleet.v1.FleetStatus.by_release:type_name -> skein.fleet.v1.Count
+	35, // 49: skein.fleet.v1.FleetStatus.by_hardware:type_name -> skein.fleet.v1.Count
+	35, // 50: skein.fleet.v1.FleetStatus.by_condition:type_name -> skein.fleet.v1.Count
+	73, // 51: skein.fleet.v1.FleetStatus.time:type_name -> google.protobuf.Timestamp
+	36, // 52: skein.fleet.v1.GetFleetStatusResponse.status:type_name -> skein.fleet.v1.FleetStatus
+	73, // 53: skein.fleet.v1.DeviceEvent.time:type_name -> google.protobuf.Timestamp
+	73, // 54: skein.fleet.v1.DeviceEvent.received:type_name -> google.protobuf.Timestamp
+	41, // 55: skein.fleet.v1.ListDeviceEventsResponse.events:type_name -> skein.fleet.v1.DeviceEvent
+	5,  // 56: skein.fleet.v1.ApproveDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 57: skein.fleet.v1.RevokeDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 58: skein.fleet.v1.ReplaceDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	70, // 59: skein.fleet.v1.LabelDeviceRequest.set:type_name -> skein.fleet.v1.LabelDeviceRequest.SetEntry
+	5,  // 60: skein.fleet.v1.LabelDeviceResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 61: skein.fleet.v1.AssignReleaseResponse.device:type_name -> skein.fleet.v1.Device
+	5,  // 62: skein.fleet.v1.ConfirmGenerationResponse.device:type_name -> skein.fleet.v1.Device
+	73, // 63: skein.fleet.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	71, // 64: skein.fleet.v1.Token.labels:type_name -> skein.fleet.v1.Token.LabelsEntry
+	73, // 65: skein.fleet.v1.Token.created:type_name -> google.protobuf.Timestamp
+	72, // 66: skein.fleet.v1.CreateTokensRequest.labels:type_name -> skein.fleet.v1.CreateTokensRequest.LabelsEntry
+	56, // 67: skein.fleet.v1.CreatedToken.token:type_name -> skein.fleet.v1.Token
+	58, // 68: skein.fleet.v1.CreateTokensResponse.tokens:type_name -> skein.fleet.v1.CreatedToken
+	56, // 69: skein.fleet.v1.ListTokensResponse.tokens:type_name -> skein.fleet.v1.Token
+	56, // 70: skein.fleet.v1.RevokeTokenResponse.token:type_name -> skein.fleet.v1.Token
+	1,  // 71: skein.fleet.v1.Parameter.scope:type_name -> skein.fleet.v1.ParameterScope
+	64, // 72: skein.fleet.v1.SetParametersRequest.set:type_name -> skein.fleet.v1.Parameter
+	64, // 73: skein.fleet.v1.SetParametersRequest.remove:type_name -> skein.fleet.v1.Parameter
+	64, // 74: skein.fleet.v1.ListParametersResponse.parameters:type_name -> skein.fleet.v1.Parameter
+	27, // 75: skein.fleet.v1.FleetService.ListDevices:input_type -> skein.fleet.v1.ListDevicesRequest
+	29, // 76: skein.fleet.v1.FleetService.GetDevice:input_type -> skein.fleet.v1.GetDeviceRequest
+	31, // 77: skein.fleet.v1.FleetService.WatchDevice:input_type -> skein.fleet.v1.WatchDeviceRequest
+	33, // 78: skein.fleet.v1.FleetService.WatchFleet:input_type -> skein.fleet.v1.WatchFleetRequest
+	37, // 79: skein.fleet.v1.FleetService.GetFleetStatus:input_type -> skein.fleet.v1.GetFleetStatusRequest
+	39, // 80: skein.fleet.v1.FleetService.ExplainDevice:input_type -> skein.fleet.v1.ExplainDeviceRequest
+	42, // 81: skein.fleet.v1.FleetService.ListDeviceEvents:input_type -> skein.fleet.v1.ListDeviceEventsRequest
+	14, // 82: skein.fleet.v1.FleetService.ListDeviceCrashes:input_type -> skein.fleet.v1.ListDeviceCrashesRequest
+	16, // 83: skein.fleet.v1.FleetService.GetDeviceCrash:input_type -> skein.fleet.v1.GetDeviceCrashRequest
+	44, // 84: skein.fleet.v1.FleetService.ApproveDevice:input_type -> skein.fleet.v1.ApproveDeviceRequest
+	46, // 85: skein.fleet.v1.FleetService.RevokeDevice:input_type -> skein.fleet.v1.RevokeDeviceRequest
+	48, // 86: skein.fleet.v1.FleetService.ReplaceDevice:input_type -> skein.fleet.v1.ReplaceDeviceRequest
+	50, // 87: skein.fleet.v1.FleetService.LabelDevice:input_type -> skein.fleet.v1.LabelDeviceRequest
+	52, // 88: skein.fleet.v1.FleetService.AssignRelease:input_type -> skein.fleet.v1.AssignReleaseRequest
+	54, // 89: skein.fleet.v1.FleetService.ConfirmGeneration:input_type -> skein.fleet.v1.ConfirmGenerationRequest
+	57, // 90: skein.fleet.v1.FleetService.CreateTokens:input_type -> skein.fleet.v1.CreateTokensRequest
+	60, // 91: skein.fleet.v1.FleetService.ListTokens:input_type -> skein.fleet.v1.ListTokensRequest
+	62, // 92: skein.fleet.v1.FleetService.RevokeToken:input_type -> skein.fleet.v1.RevokeTokenRequest
+	65, // 93: skein.fleet.v1.FleetService.SetParameters:input_type -> skein.fleet.v1.SetParametersRequest
+	67, // 94: skein.fleet.v1.FleetService.ListParameters:input_type -> skein.fleet.v1.ListParametersRequest
+	28, // 95: skein.fleet.v1.FleetService.ListDevices:output_type -> skein.fleet.v1.ListDevicesResponse
+	30, // 96: skein.fleet.v1.FleetService.GetDevice:output_type -> skein.fleet.v1.GetDeviceResponse
+	32, // 97: skein.fleet.v1.FleetService.WatchDevice:output_type -> skein.fleet.v1.WatchDeviceResponse
+	34, // 98: skein.fleet.v1.FleetService.WatchFleet:output_type -> skein.fleet.v1.WatchFleetResponse
+	38, // 99: skein.fleet.v1.FleetService.GetFleetStatus:output_type -> skein.fleet.v1.GetFleetStatusResponse
+	40, // 100: skein.fleet.v1.FleetService.ExplainDevice:output_type -> skein.fleet.v1.ExplainDeviceResponse
+	43, // 101: skein.fleet.v1.FleetService.ListDeviceEvents:output_type -> skein.fleet.v1.ListDeviceEventsResponse
+	15, // 102: skein.fleet.v1.FleetService.ListDeviceCrashes:output_type -> skein.fleet.v1.ListDeviceCrashesResponse
+	17, // 103: skein.fleet.v1.FleetService.GetDeviceCrash:output_type -> skein.fleet.v1.GetDeviceCrashResponse
+	45, // 104: skein.fleet.v1.FleetService.ApproveDevice:output_type -> skein.fleet.v1.ApproveDeviceResponse
+	47, // 105: skein.fleet.v1.FleetService.RevokeDevice:output_type -> skein.fleet.v1.RevokeDeviceResponse
+	49, // 106: skein.fleet.v1.FleetService.ReplaceDevice:output_type -> skein.fleet.v1.ReplaceDeviceResponse
+	51, // 107: skein.fleet.v1.FleetService.LabelDevice:output_type -> skein.fleet.v1.LabelDeviceResponse
+	53, // 108: skein.fleet.v1.FleetService.AssignRelease:output_type -> skein.fleet.v1.AssignReleaseResponse
+	55, // 109: skein.fleet.v1.FleetService.ConfirmGeneration:output_type -> skein.fleet.v1.ConfirmGenerationResponse
+	59, // 110: skein.fleet.v1.FleetService.CreateTokens:output_type -> skein.fleet.v1.CreateTokensResponse
+	61, // 111: skein.fleet.v1.FleetService.ListTokens:output_type -> skein.fleet.v1.ListTokensResponse
+	63, // 112: skein.fleet.v1.FleetService.RevokeToken:output_type -> skein.fleet.v1.RevokeTokenResponse
+	66, // 113: skein.fleet.v1.FleetService.SetParameters:output_type -> skein.fleet.v1.SetParametersResponse
+	68, // 114: skein.fleet.v1.FleetService.ListParameters:output_type -> skein.fleet.v1.ListParametersResponse
+	95, // [95:115] is the sub-list for method output_type
+	75, // [75:95] is the sub-list for method input_type
+	75, // [75:75] is the sub-list for extension type_name
+	75, // [75:75] is the sub-list for extension extendee
+	0,  // [0:75] is the sub-list for field type_name
 }
 
 func init() { file_skein_fleet_v1_fleet_proto_init() }
@@ -5140,7 +5333,7 @@ func file_skein_fleet_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skein_fleet_v1_fleet_proto_rawDesc), len(file_skein_fleet_v1_fleet_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   69,
+			NumMessages:   71,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
