@@ -188,3 +188,5 @@ bench-ota: build ## bytes and memory of updates, against zstd and chunk stores o
 .PHONY: bench-agent
 bench-agent: build ## footprint of the shipped agent and of 1,000 agents in one process
 	$(BIN)/skein-sim bench agent --agent $(BIN)/skein-agent --out bench-out/agent.json
+	deploy/ensure-packages.sh nginx || true # the tap's peer
+	$(BIN)/skein-sim bench tap --out bench-out/agent-tap.json
