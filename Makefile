@@ -27,6 +27,7 @@ build: dashboard ## build dashboard and all binaries into .bin
 	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -o $(BIN)/ ./controlplane/cmd/skeind ./controlplane/cmd/skein ./agent/cmd/skein-agent ./sim/cmd/skein-sim ./ota/cmd/skein-signer ./ota/cmd/skein-tuf
 
 	@$(MAKE) $(BIN)/skein-fetch
+	@if command -v cc >/dev/null; then CGO_ENABLED=1 go build $(GOFLAGS_BUILD) -o $(BIN)/skein-nvml ./telemetry/cmd/skein-nvml; else echo "no cc: without skein-nvml"; fi
 
 # go-getter and the clouds' libraries stay in a module of their own, outside the workspace.
 FETCH := ota/cmd/skein-fetch
@@ -37,6 +38,8 @@ $(BIN)/skein-fetch: $(wildcard $(FETCH)/*.go) $(FETCH)/go.mod
 build-arm64: ## build the static arm64 agent and check its size (< 25 MB)
 	@mkdir -p $(BIN)/arm64
 	CGO_ENABLED=0 GOOS=linux GOARCH=arm64 go build $(GOFLAGS_BUILD) -o $(BIN)/arm64/skein-agent ./agent/cmd/skein-agent
+	CGO_ENABLED=0 GOOS=linux GOARCH=arm64 go build $(GOFLAGS_BUILD) -o $(BIN)/arm64/skein-sim ./sim/cmd/skein-sim
+	@if command -v aarch64-linux-gnu-gcc >/dev/null; then CC=aarch64-linux-gnu-gcc CGO_ENABLED=1 GOOS=linux GOARCH=arm64 go build $(GOFLAGS_BUILD) -o $(BIN)/arm64/skein-nvml ./telemetry/cmd/skein-nvml; else echo "no aarch64-linux-gnu-gcc: without skein-nvml for arm64"; fi
 	@size=$$(stat -c %s $(BIN)/arm64/skein-agent); echo "skein-agent arm64: $$size bytes"; [ $$size -lt 25000000 ]
 
 .PHONY: packages

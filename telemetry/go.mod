@@ -3,6 +3,7 @@ module github.com/skein-fleet/skein/telemetry
 go 1.26.7
 
 require (
+	github.com/NVIDIA/go-nvml v0.13.0-1
 	github.com/dgraph-io/badger/v4 v4.9.6
 	github.com/google/go-cmp v0.7.0
 	github.com/skein-fleet/skein/proto v0.0.0-00010101000000-000000000000

@@ -54,6 +54,9 @@ type Metric struct {
 const (
 	GPUUtilization      = "skein_device_gpu_utilization_ratio"
 	GPUFrequency        = "skein_device_gpu_frequency_hertz"
+	GPUMemoryUsed       = "skein_device_gpu_memory_used_bytes"
+	GPUMemoryTotal      = "skein_device_gpu_memory_total_bytes"
+	GPUMemoryFrequency  = "skein_device_gpu_memory_frequency_hertz"
 	CPUUtilization      = "skein_device_cpu_utilization_ratio"
 	CPUFrequency        = "skein_device_cpu_frequency_hertz"
 	CPUCoresOnline      = "skein_device_cpu_cores_online"
@@ -101,6 +104,9 @@ const (
 var Metrics = []Metric{
 	{GPUUtilization, "ratio", Gauge, Scale{1, 100}, nil, "share of time in which the GPU was busy"},
 	{GPUFrequency, "hertz", Gauge, Scale{1e6, 1}, []string{"gpc"}, "clock of each graphics processing cluster"},
+	{GPUMemoryUsed, "bytes", Gauge, Scale{1 << 20, 1}, []string{"gpu"}, "memory of a discrete GPU in use"},
+	{GPUMemoryTotal, "bytes", Gauge, Scale{1 << 20, 1}, []string{"gpu"}, "memory of a discrete GPU"},
+	{GPUMemoryFrequency, "hertz", Gauge, Scale{1e6, 1}, []string{"gpu"}, "memory clock of a discrete GPU"},
 	{CPUUtilization, "ratio", Gauge, Scale{1, 100}, []string{"core"}, "share of time in which a core was busy; absent while the core is off"},
 	{CPUFrequency, "hertz", Gauge, Scale{1e6, 1}, []string{"core"}, "clock of a core"},
 	{CPUCoresOnline, "", Gauge, Scale{1, 1}, nil, "cores that are powered"},

@@ -38,7 +38,7 @@ type runOptions struct {
 	refit                     []string
 	fetcher, fetcherUser      string
 	fetcherDir                string
-	tegrastats                []string
+	tegrastats, nvml          []string
 	peerListen                string
 	peerCacheMiB              int64
 	tap, preseed              string
@@ -72,6 +72,7 @@ func runCommand(s streams) *cobra.Command {
 	f.StringVar(&o.zone, "timezone", "", "where the device stands, for maintenance windows and budgets, as Europe/Paris (default: as the system says)")
 	f.StringVar(&o.root, "root", "/", "root of the file system that is probed")
 	f.StringArrayVar(&o.tegrastats, "tegrastats", nil, "command that prints tegrastats lines, one word each time")
+	f.StringArrayVar(&o.nvml, "nvml", nil, "command that writes what NVML says, one word each time (default: skein-nvml beside this program, where libnvidia-ml is)")
 	f.StringVar(&o.nvbootctrl, "nvbootctrl", "nvbootctrl", "command that knows the boot chain, where there is one")
 	f.StringArrayVar(&o.reboot, "reboot-command", nil, "command that restarts the machine, one word each time; systemctl reboot when not given")
 	f.StringVar(&o.nvpmodel, "nvpmodel", "nvpmodel", "command that knows the power modes, where the board has some; empty: power is left alone")
@@ -133,7 +134,7 @@ func runAgent(ctx context.Context, s streams, o runOptions) (err error) {
 	if !busy {
 		defer unlock()
 	}
-	machine := host.New(host.Options{Root: o.root, StateDir: o.state, Tegrastats: o.tegrastats, Logger: log})
+	machine := host.New(host.Options{Root: o.root, StateDir: o.state, Tegrastats: o.tegrastats, NVML: o.nvml, Logger: log})
 	zone := machine.Zone()
 	if o.zone != "" {
 		if zone, err = window.Zone(o.zone); err != nil {

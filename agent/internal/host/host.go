@@ -25,6 +25,7 @@ import (
 
 	"github.com/skein-fleet/skein/agent/internal/target"
 	"github.com/skein-fleet/skein/telemetry"
+	"github.com/skein-fleet/skein/telemetry/probe/nvml"
 	"github.com/skein-fleet/skein/telemetry/probe/tegra"
 )
 
@@ -37,6 +38,11 @@ type Options struct {
 	// Tegrastats is the command that prints tegrastats lines; empty means
 	// tegrastats with an interval of one second, where it is installed.
 	Tegrastats []string
+	// NVML is the command that writes lines of package nvml; empty means
+	// skein-nvml beside this program, where libnvidia-ml is. It is killed when it
+	// says nothing for NVMLSilence, 10 s when 0.
+	NVML        []string
+	NVMLSilence time.Duration
 	// Arch is the architecture, runtime.GOARCH when empty.
 	Arch string
 	// Run asks commands of the host (nvpmodel, nvidia-smi) what the machine is;
@@ -54,6 +60,8 @@ type Machine struct {
 	mu     sync.Mutex // guards what follows and prev
 	line   string     // newest tegrastats line
 	lineAt time.Time
+	gpus   nvml.Report // newest of skein-nvml
+	gpusAt time.Time
 }
 
 // New returns the machine that the process runs on.
@@ -156,6 +164,11 @@ const (
 // Run keeps tegrastats going until ctx ends; where it is not installed, it
 // only waits.
 func (m *Machine) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if command := m.nvmlCommand(); len(command) > 0 {
+		wg.Go(func() { m.keepNVML(ctx, command) })
+	}
 	command := m.opts.Tegrastats
 	if len(command) == 0 {
 		found, err := exec.LookPath("tegrastats")
@@ -237,12 +250,12 @@ func (m *Machine) Readings(context.Context) ([]telemetry.Reading, error) {
 	p.network()
 	p.uptime()
 	if line != "" && age >= 0 && age < lineLife {
-		return append(p.out, tegra.Readings(line, now)...), nil
+		return m.withGPUs(append(p.out, tegra.Readings(line, now)...), now), nil
 	}
 	p.cpu()
 	p.memory()
 	p.thermal()
-	return p.out, nil
+	return m.withGPUs(p.out, now), nil
 }
 
 // meminfo returns /proc/meminfo in KiB.
