@@ -177,6 +177,7 @@ func TestShed(t *testing.T) {
 	}
 	close(m.hold)
 	wg.Wait()
+	until(t, "eleven counted requests", func() bool { return counted(b.tap.Snapshot()) == 11 })
 	if c := look(); c.Dropped == 0 {
 		t.Errorf("%+v", c)
 	}

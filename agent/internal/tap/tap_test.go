@@ -47,7 +47,8 @@ func TestHTTP(t *testing.T) {
 	if code, _ := b.ask("POST", "/v2/models/meter/infer", "{"); code != 400 {
 		t.Errorf("bad JSON: %d", code)
 	}
-	s := b.tap.Snapshot()
+	var s Snapshot // an answer is counted when it was sent
+	until(t, "six counted requests", func() bool { s = b.tap.Snapshot(); return counted(s) == 6 })
 	if len(s.Counts) != 2 || s.Counts[1].Outcomes["ok"] != 2 || s.Counts[1].Outcomes["invalid"] != 1 || s.Counts[0].Outcomes["invalid"] != 3 {
 		t.Errorf("%+v", s)
 	}
@@ -55,6 +56,16 @@ func TestHTTP(t *testing.T) {
 		t.Errorf("median %s", q)
 	}
 	until(t, "release", func() bool { return b.fleet.pins() == 0 })
+}
+
+// counted is how many requests were counted in all.
+func counted(s Snapshot) (n int64) {
+	for _, c := range s.Counts {
+		for _, k := range c.Outcomes {
+			n += k
+		}
+	}
+	return n
 }
 
 // TestNames: a server that knows the model by another name and version.
