@@ -95,6 +95,9 @@ func (d *Device) ask(ctx context.Context, h *http.Client, rng *rand.Rand, releas
 	if w.requests == nil {
 		w.requests, w.wrong = map[string]int64{}, map[string]int64{}
 	}
+	if !d.booted.IsZero() {
+		d.boot, d.booted = time.Since(d.booted), time.Time{}
+	}
 	version := resp.ModelVersion
 	w.served, w.last, w.lastAt = true, release, time.Now()
 	w.requests[version]++

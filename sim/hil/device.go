@@ -65,6 +65,8 @@ type Device struct {
 	holes   int
 	blocks  int
 	work    work
+	booted  time.Time                    // when the agent that runs was started
+	boot    time.Duration                // from a start to the first answer, the latest
 	seen    *agentlocalv1.StatusResponse // latest answer of the agent that runs
 	seenAt  time.Time
 }
@@ -83,6 +85,14 @@ func (d *Device) Starts() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.starts
+}
+
+// Boot is the time from the latest start of the agent to the first answer that an
+// application got, up to a quarter of a second too long; 0 before there was one.
+func (d *Device) Boot() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.boot
 }
 
 // Labels are those that the device enrols with.
@@ -145,7 +155,7 @@ func (d *Device) live(ctx context.Context) error {
 			return err
 		}
 		d.mu.Lock()
-		d.process, d.killed = p, false
+		d.process, d.killed, d.booted = p, false, time.Now()
 		d.starts++
 		d.mu.Unlock()
 		select {
