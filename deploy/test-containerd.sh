@@ -14,7 +14,7 @@ trap 'rm -f "$out"' EXIT
 SKEIN_NEED_CONTAINERD=1 go test -count=1 -timeout 15m -v ./agent/internal/containerd/... 2>&1 | tee "$out" | grep -E '^(---|ok|FAIL|panic|    )' || true
 go test -count=1 -timeout 15m -v -run '^TestContainers$' ./sim/e2e 2>&1 | tee -a "$out" | grep -E '^(---|ok|FAIL|panic|    )' || true
 ran=$(grep -c '^--- PASS' "$out" || true)
-skipped=$(grep -c '^ *--- SKIP' "$out" || true)
+skipped=$(grep -c '^--- SKIP' "$out" || true)
 echo "containerd suite: $ran tests ran"
 if grep -qE '^(FAIL|panic)' "$out" || [ "$skipped" != 0 ] || [ "$ran" = 0 ]; then
 	echo "containerd suite: failed, or $skipped tests were skipped" >&2

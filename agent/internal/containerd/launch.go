@@ -13,10 +13,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/api/services/tasks/v1"
 	runc "github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 
 	"github.com/skein-fleet/skein/agent/internal/serving"
 	"github.com/skein-fleet/skein/agent/runtime"
@@ -163,6 +165,9 @@ func (l *Launcher) remove(ctx context.Context, c *client.Client, id string) erro
 	container, err := c.LoadContainer(ctx, id)
 	switch {
 	case errdefs.IsNotFound(err):
+		if err := l.forgetTask(ctx, c, id); err != nil {
+			return err
+		}
 		// A container that was not made can have left its snapshot.
 		if err := c.SnapshotService(l.opts.Snapshotter).Remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 			return fmt.Errorf("remove the snapshot %s: %w", id, l.told(err))
@@ -175,13 +180,27 @@ func (l *Launcher) remove(ctx context.Context, c *client.Client, id string) erro
 	if err == nil {
 		_, err = task.Delete(ctx, client.WithProcessKill)
 	}
-	if err != nil && !errdefs.IsNotFound(err) {
+	if errdefs.IsNotFound(err) {
+		err = l.forgetTask(ctx, c, id)
+	}
+	if err != nil {
 		return fmt.Errorf("end container %s: %w", id, l.told(err))
 	}
 	if err := container.Delete(ctx, client.WithSnapshotCleanup); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove container %s: %w", id, l.told(err))
 	}
 	return l.removeLog(id)
+}
+
+// forgetTask removes a task that the daemon says is not there. When an agent
+// dies while one is being deleted, its shim has deleted it and the daemon still
+// lists it: no other can be made, and only this removes it.
+func (l *Launcher) forgetTask(ctx context.Context, c *client.Client, id string) error {
+	_, err := c.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: id})
+	if err = errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("forget task %s: %w", id, l.told(err))
+	}
+	return nil
 }
 
 func (l *Launcher) removeLog(id string) error {

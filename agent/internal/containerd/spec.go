@@ -36,8 +36,9 @@ type plan struct {
 // plan decides what s gets here, or says why it cannot have it.
 func (l *Launcher) plan(s serving.Spec, mode argsMode, outputs []string) (*plan, error) {
 	w := *s.Workload.Spec
-	p := &plan{id: containerID(s.Name), w: w, args: s.Args, mode: mode, env: s.Env, dirs: s.Dirs, outputs: outputs, once: mode == argsReplaceAll}
-	for _, d := range slices.Concat(s.Dirs, outputs) {
+	p := &plan{id: containerID(s.Name), w: w, args: s.Args, mode: mode, env: s.Env, outputs: outputs, once: mode == argsReplaceAll}
+	p.dirs = slices.DeleteFunc(slices.Clone(s.Dirs), func(d string) bool { return d == "" })
+	for _, d := range slices.Concat(p.dirs, outputs) {
 		if !filepath.IsAbs(d) || filepath.Clean(d) != d || d == "/" {
 			return nil, fmt.Errorf("folder %q of the workload: want an absolute, clean path", d)
 		}

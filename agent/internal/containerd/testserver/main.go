@@ -157,8 +157,8 @@ func serve(args []string) error {
 		os.Exit(65)
 	}
 	h := kserve.NewHandler(kserve.Options{Inferer: scaler(*factor), Models: func(context.Context) ([]kserve.Model, error) {
-		info := []kserve.TensorInfo{{Name: "x", Datatype: "FP32", Shape: []int64{-1}}}
-		out := []kserve.TensorInfo{{Name: "y", Datatype: "FP32", Shape: []int64{-1}}}
+		info := []kserve.TensorInfo{{Name: "x", Datatype: "FP32", Shape: []int64{-1, -1}}}
+		out := []kserve.TensorInfo{{Name: "y", Datatype: "FP32", Shape: []int64{-1, -1}}}
 		return []kserve.Model{{ID: *model + ":" + *version, Name: *model, Version: *version, Ready: !*never, Serving: true, Inputs: info, Outputs: out}}, nil
 	}})
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
