@@ -349,7 +349,7 @@ func TestContainerRuntimeDown(t *testing.T) {
 func TestSwap(t *testing.T) {
 	for _, c := range []struct {
 		swap  string
-		room  int
+		room  int32
 		end   float32
 		wants string // in the message of a step, or of the failure
 	}{
@@ -368,7 +368,7 @@ func TestSwap(t *testing.T) {
 				w.t = t
 				var ctr *containers
 				d := w.boot(files, withImages(&ctr))
-				ctr.room = c.room
+				ctr.room.Store(c.room)
 				d.link.SetOnline(true)
 				w.want(2, "2")
 				settle(time.Minute)

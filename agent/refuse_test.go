@@ -379,7 +379,7 @@ func TestNoCapacityUnloadsTheOldFirst(t *testing.T) {
 	w.release("wrong", model{Bias: 7}, releaseOptions{counter: 3, golden: 2})
 	on(t, w, base, func(t *testing.T, d *device) {
 		d.runtime.mu.Lock()
-		d.runtime.room = 1
+		d.runtime.room.Store(1)
 		d.runtime.mu.Unlock()
 		w.want(2, "wrong")
 		settle(time.Minute)

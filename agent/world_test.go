@@ -405,8 +405,8 @@ func (b *board) DiskFree() (int64, error) {
 // fakeRuntime runs models in memory, reading them through Files as staged.
 type fakeRuntime struct {
 	files slot.Files
-	room  int    // workloads that fit, 0 for any number
-	l4t   string // of the machine
+	room  atomic.Int32 // workloads that fit, 0 for any number
+	l4t   string       // of the machine
 
 	mu      sync.Mutex // guards what follows
 	loaded  map[string]*loadedModel
@@ -463,7 +463,7 @@ func (r *fakeRuntime) Load(ctx context.Context, w runtime.Workload) error {
 	if m.Fault == "incompatible" {
 		return fmt.Errorf("%w: operator Foo", runtime.ErrIncompatible)
 	}
-	if r.room > 0 && len(r.loaded) >= r.room {
+	if room := int(r.room.Load()); room > 0 && len(r.loaded) >= room {
 		return runtime.ErrNoCapacity
 	}
 	r.loaded[w.ID] = &loadedModel{m: m, params: w.Params}
