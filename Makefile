@@ -193,3 +193,5 @@ bench-agent: build ## footprint of the shipped agent and of 1,000 agents in one 
 	$(BIN)/skein-sim bench agent --agent $(BIN)/skein-agent --out bench-out/agent.json
 	deploy/ensure-packages.sh nginx || true # the tap's peer
 	$(BIN)/skein-sim bench tap --out bench-out/agent-tap.json
+	deploy/ensure-packages.sh containerd runc # the next one is root's
+	set -o pipefail; SKEIN_KILLS=100 SKEIN_NEED_CONTAINERD=1 go test -count=1 -v -run TestKills ./agent/internal/containerd | grep -E '^(figure|FAIL|ok)'
