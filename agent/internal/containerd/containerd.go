@@ -169,7 +169,7 @@ func (l *Launcher) connect() (*client.Client, error) {
 	if l.client == nil {
 		c, err := client.New(l.opts.Socket, client.WithDefaultNamespace(l.opts.Namespace), client.WithTimeout(answerTimeout),
 			client.WithExtraDialOpts([]grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
-				Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}, MinConnectTimeout: answerTimeout,
+				Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}, MinConnectTimeout: time.Second,
 			})}))
 		if err != nil {
 			return nil, l.down(err)

@@ -40,6 +40,9 @@ func StartOn(t testing.TB, root string) *Daemon { return start(t, root) }
 
 func start(t testing.TB, root string) *Daemon {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("containers are not started in short tests")
+	}
 	if why := cannot(); why != "" {
 		if os.Getenv("SKEIN_NEED_CONTAINERD") != "" {
 			t.Fatal("containerd is needed: " + why)
