@@ -12,22 +12,22 @@ import (
 type outbox struct {
 	mu     sync.Mutex // guards all below
 	cond   *sync.Cond
-	todo   map[place]wire.BuildLease
+	newest map[place]wire.BuildLease
 	order  []place
 	busy   map[place]bool
 	closed bool
 }
 
 func (o *outbox) init() {
-	o.todo, o.busy = map[place]wire.BuildLease{}, map[place]bool{}
+	o.newest, o.busy = map[place]wire.BuildLease{}, map[place]bool{}
 	o.cond = sync.NewCond(&o.mu)
 }
 
 func (o *outbox) put(p place, l wire.BuildLease) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	_, waits := o.todo[p]
-	o.todo[p] = l
+	_, waits := o.newest[p]
+	o.newest[p] = l
 	if !waits && !o.busy[p] {
 		o.order = append(o.order, p)
 		o.cond.Signal()
@@ -44,8 +44,8 @@ func (o *outbox) take() (p place, l wire.BuildLease, ok bool) {
 		return p, l, false
 	}
 	p, o.order = o.order[0], o.order[1:]
-	l = o.todo[p]
-	delete(o.todo, p)
+	l = o.newest[p]
+	delete(o.newest, p)
 	o.busy[p] = true
 	return p, l, true
 }
@@ -54,7 +54,7 @@ func (o *outbox) done(p place) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	delete(o.busy, p)
-	if _, waits := o.todo[p]; waits {
+	if _, waits := o.newest[p]; waits {
 		o.order = append(o.order, p)
 		o.cond.Signal()
 	}
