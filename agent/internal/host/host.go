@@ -178,21 +178,34 @@ func (m *Machine) Run(ctx context.Context) error {
 		}
 		command = []string{found, "--interval", "1000"}
 	}
+	m.keep(ctx, "tegrastats", func() error { return m.follow(ctx, command) })
+	return nil
+}
+
+// errNoMore is returned by a child that is not to be started again.
+var errNoMore = errors.New("nothing to read")
+
+// keep runs a child again, after a pause that grows, until ctx ends.
+func (m *Machine) keep(ctx context.Context, name string, run func() error) {
 	for wait := restartMin; ; wait = min(2*wait, restartMax) {
 		started := time.Now()
-		err := m.follow(ctx, command)
+		err := run()
 		if ctx.Err() != nil {
-			return nil
+			return
+		}
+		if errors.Is(err, errNoMore) {
+			m.opts.Logger.Info(name+" is not started again", "cause", err)
+			return
 		}
 		if time.Since(started) > restartMax {
 			wait = restartMin
 		}
-		m.opts.Logger.Warn("tegrastats ended", "error", err, "again", wait)
+		m.opts.Logger.Warn(name+" ended", "error", err, "again", wait)
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
-			return nil
+			return
 		case <-timer.C:
 		}
 	}

@@ -54,28 +54,13 @@ func (m *Machine) nvmlCommand() []string {
 // keepNVML keeps skein-nvml going until ctx ends. It is not started again
 // where it says that there is nothing to read.
 func (m *Machine) keepNVML(ctx context.Context, command []string) {
-	for wait := restartMin; ; wait = min(2*wait, restartMax) {
-		started := time.Now()
+	m.keep(ctx, "skein-nvml", func() error {
 		err := m.followNVML(ctx, command)
-		if ctx.Err() != nil {
-			return
-		}
 		if exit, ok := errors.AsType[*exec.ExitError](err); ok && (exit.ExitCode() == nvml.ExitNoLibrary || exit.ExitCode() == nvml.ExitNoGPU) {
-			m.opts.Logger.Info("no GPU is read by NVML", "cause", err)
-			return
+			return fmt.Errorf("%w: %w", errNoMore, err)
 		}
-		if time.Since(started) > restartMax {
-			wait = restartMin
-		}
-		m.opts.Logger.Warn("skein-nvml ended", "error", err, "again", wait)
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-timer.C:
-		}
-	}
+		return err
+	})
 }
 
 // followNVML keeps the newest report of one run. A child that is silent is
