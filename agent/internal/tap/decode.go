@@ -1,14 +1,10 @@
 package tap
 
 import (
-	"bytes"
-	"compress/gzip"
-	"compress/zlib"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"strings"
 
@@ -89,21 +85,7 @@ func (c *capture) json(body []byte, encoding string, n int) (b jsonBody, binary 
 
 // decompress undoes a Content-Encoding; what is larger than a large capture is refused.
 func decompress(encoding string, b []byte) ([]byte, error) {
-	var r io.Reader
-	var err error
-	switch encoding {
-	case "", "identity":
-		return b, nil
-	case "gzip":
-		r, err = gzip.NewReader(bytes.NewReader(b))
-	case "deflate":
-		r, err = zlib.NewReader(bytes.NewReader(b))
-	default:
-		return nil, fmt.Errorf("%w: compression %q", errUnreadable, encoding)
-	}
-	if err == nil {
-		b, err = io.ReadAll(io.LimitReader(r, 16*maxCapture))
-	}
+	b, err := inflate(encoding, b, 16*maxCapture)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
