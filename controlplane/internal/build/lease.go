@@ -302,7 +302,7 @@ func (q *Queue) tell(tenant, device string, l wire.BuildLease) {
 		q.builders[p] = b
 	}
 	b.told = q.cfg.Now()
-	q.out.put(p, l)
+	q.out.Add(p, l)
 }
 
 // publish signs and sends an answer.

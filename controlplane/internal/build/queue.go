@@ -28,6 +28,7 @@ import (
 
 	"github.com/skein-fleet/skein/controlplane/internal/fleet"
 	"github.com/skein-fleet/skein/controlplane/internal/store"
+	"github.com/skein-fleet/skein/controlplane/internal/turns"
 	"github.com/skein-fleet/skein/ota"
 	"github.com/skein-fleet/skein/ota/blob"
 	"github.com/skein-fleet/skein/ota/engine"
@@ -109,8 +110,8 @@ func (c *Config) setDefaults() {
 // Queue is all builds of one control plane.
 type Queue struct {
 	cfg    Config
-	secret []byte // tokens for uploads are made from it; a new one with each start
-	out    outbox
+	secret []byte                               // tokens for uploads are made from it; a new one with each start
+	out    *turns.Queue[place, wire.BuildLease] // the newest answer to each device
 
 	mu       sync.Mutex // guards all below; held while a change is made durable
 	jobs     map[jobID]*job
@@ -151,7 +152,7 @@ func New(cfg Config) (*Queue, error) {
 	}
 	q := &Queue{cfg: cfg, secret: make([]byte, 32), jobs: map[jobID]*job{}, builders: map[place]*builder{}, changed: make(chan struct{})}
 	_, _ = rand.Read(q.secret) // never fails
-	q.out.init()
+	q.out = turns.New[place](func(_, newest wire.BuildLease) wire.BuildLease { return newest })
 	return q, nil
 }
 
@@ -200,7 +201,7 @@ func (q *Queue) open(ctx context.Context, b store.Build) (*job, error) {
 func (q *Queue) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	for range 4 {
-		wg.Go(func() { q.out.run(ctx, q.publish) })
+		wg.Go(func() { q.answer(ctx) })
 	}
 	t := time.NewTicker(min(q.cfg.Life/4, 5*time.Second))
 	defer t.Stop()
@@ -210,11 +211,23 @@ func (q *Queue) Run(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			q.out.close()
+			q.out.Close()
 			wg.Wait()
 			return nil
 		case <-t.C:
 		}
+	}
+}
+
+// answer sends what waits until the queue of answers is closed.
+func (q *Queue) answer(ctx context.Context) {
+	for {
+		p, l, ok := q.out.Take()
+		if !ok {
+			return
+		}
+		q.publish(ctx, l)
+		q.out.Done(p)
 	}
 }
 

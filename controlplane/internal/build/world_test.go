@@ -229,16 +229,10 @@ func (w *world) send(t testingT, device string, m wire.Build) wire.BuildLease {
 
 // deliver sends what waits in the outbox.
 func (w *world) deliver() {
-	for {
-		w.q.out.mu.Lock()
-		none := len(w.q.out.order) == 0
-		w.q.out.mu.Unlock()
-		if none {
-			return
-		}
-		p, l, _ := w.q.out.take()
+	for w.q.out.Len() > 0 {
+		p, l, _ := w.q.out.Take()
 		w.q.publish(w.ctx, l)
-		w.q.out.done(p)
+		w.q.out.Done(p)
 	}
 }
 

@@ -221,7 +221,7 @@ func (f *Fleet) keep(ctx context.Context, all []made, extra func(*store.Tx) erro
 			f.touched(m.tw)
 		}
 		f.notify(m.row.Device)
-		f.queue.add(m.tw, workDesired)
+		f.queue.Add(m.tw, workDesired)
 	}
 	return nil
 }

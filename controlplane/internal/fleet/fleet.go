@@ -280,7 +280,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 	wg.Go(func() { f.every(ctx, f.cfg.FlushEvery, "write reported state", f.Flush) })
 	wg.Go(func() { f.every(ctx, time.Hour, "trim events", f.trim) })
 	<-ctx.Done()
-	f.queue.close()
+	f.queue.Close()
 	wg.Wait()
 	return nil
 }

@@ -510,30 +510,6 @@ func FuzzParseSelector(f *testing.F) {
 	})
 }
 
-func TestQueueHandsOutEachDeviceOnce(t *testing.T) {
-	q := newQueue()
-	a, b := &twin{id: "a"}, &twin{id: "b"}
-	q.add(a, workDesired)
-	q.add(b, workDesired)
-	q.add(a, workReport)
-	tw, w, ok := q.take()
-	if tw != a || w != workDesired|workReport || !ok {
-		t.Fatalf("%s %b %v", tw.id, w, ok)
-	}
-	q.add(a, workDesired) // while it is worked on
-	if tw, _, _ := q.take(); tw != b {
-		t.Fatalf("%s was handed out twice", tw.id)
-	}
-	q.done(a)
-	if tw, w, _ := q.take(); tw != a || w != workDesired {
-		t.Fatalf("%s %b", tw.id, w)
-	}
-	q.close()
-	if _, _, ok := q.take(); ok {
-		t.Error("work after close")
-	}
-}
-
 func TestSubscribeCoalesces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &Fleet{}

@@ -183,9 +183,9 @@ func (f *Fleet) helloed(ctx context.Context, tw *twin, payload []byte) error {
 	f.mu.Unlock()
 	if storm {
 		f.metrics.slowDown.Inc()
-		f.queue.add(tw, workSlowDown)
+		f.queue.Add(tw, workSlowDown)
 	}
-	f.queue.add(tw, workDesired)
+	f.queue.Add(tw, workDesired)
 	return nil
 }
 
@@ -287,12 +287,12 @@ func (f *Fleet) report(ctx context.Context, tw *twin, msg []byte) error {
 	incomplete := tw.reported == nil
 	tw.mu.Unlock()
 	if incomplete {
-		f.queue.add(tw, workReport)
+		f.queue.Add(tw, workReport)
 	}
 	if err := errors.Join(f.afterHeld(ctx, tw, future), f.odd(ctx, tw, odd)); err != nil {
 		return err
 	}
-	f.queue.add(tw, workDesired)
+	f.queue.Add(tw, workDesired)
 	return nil
 }
 

@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"sync"
 	"time"
 
 	"github.com/skein-fleet/skein/controlplane/internal/store"
+	"github.com/skein-fleet/skein/controlplane/internal/turns"
 	"github.com/skein-fleet/skein/proto/wire"
 )
 
@@ -27,80 +27,21 @@ const slowDownSeconds = 120
 // watchSeconds is the lease of close watching.
 const watchSeconds = 300
 
-// queue holds devices to look at, each at most once; a device that is being
-// worked on is not handed out a second time.
-type queue struct {
-	mu     sync.Mutex // guards all below
-	cond   *sync.Cond
-	order  []*twin
-	todo   map[*twin]work
-	busy   map[*twin]bool
-	closed bool
-}
+// queue holds devices to look at.
+type queue = turns.Queue[*twin, work]
 
-func newQueue() *queue {
-	q := &queue{todo: map[*twin]work{}, busy: map[*twin]bool{}}
-	q.cond = sync.NewCond(&q.mu)
-	return q
-}
-
-func (q *queue) add(tw *twin, w work) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	before := q.todo[tw]
-	q.todo[tw] = before | w
-	if before == 0 && !q.busy[tw] {
-		q.order = append(q.order, tw)
-		q.cond.Signal()
-	}
-}
-
-// take blocks until there is work; ok is false when the queue is closed.
-func (q *queue) take() (tw *twin, w work, ok bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for len(q.order) == 0 && !q.closed {
-		q.cond.Wait()
-	}
-	if q.closed {
-		return nil, 0, false
-	}
-	tw = q.order[0]
-	q.order[0] = nil
-	q.order = q.order[1:]
-	w = q.todo[tw]
-	delete(q.todo, tw)
-	q.busy[tw] = true
-	return tw, w, true
-}
-
-func (q *queue) done(tw *twin) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	delete(q.busy, tw)
-	if q.todo[tw] != 0 {
-		q.order = append(q.order, tw)
-		q.cond.Signal()
-	}
-}
-
-func (q *queue) close() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.closed = true
-	q.cond.Broadcast()
-}
+func newQueue() *queue { return turns.New[*twin](func(a, b work) work { return a | b }) }
 
 func (f *Fleet) sendLoop(ctx context.Context) {
 	for {
-		tw, w, ok := f.queue.take()
+		tw, w, ok := f.queue.Take()
 		if !ok {
 			return
 		}
 		if err := f.serve(ctx, tw, w); err != nil && ctx.Err() == nil && !errors.Is(err, ErrOffline) {
 			f.cfg.Logger.Warn("send to device", "device", tw.id, "error", err)
 		}
-		f.queue.done(tw)
+		f.queue.Done(tw)
 	}
 }
 
@@ -195,7 +136,7 @@ func (f *Fleet) publish(ctx context.Context, device string, kind wire.Kind, payl
 // Watch asks a device for telemetry every second for the next five minutes.
 func (f *Fleet) Watch(tenant, device string) {
 	if tw := f.find(tenant, device); tw != nil {
-		f.queue.add(tw, workWatch)
+		f.queue.Add(tw, workWatch)
 	}
 }
 
@@ -222,7 +163,7 @@ func (f *Fleet) sweep() {
 		}
 		tw.mu.Unlock()
 		if look {
-			f.queue.add(tw, workDesired)
+			f.queue.Add(tw, workDesired)
 		}
 	}
 	f.metrics.online.Set(float64(online))
