@@ -18,6 +18,13 @@ type Load struct {
 	DLA float64
 }
 
+// Inferring is the load of an application that kept inference busy for so long
+// of dt, beside what it does itself (decoding, resizing, drawing).
+func Inferring(busy, dt time.Duration) Load {
+	share := min(1, float64(busy)/float64(max(dt, time.Millisecond)))
+	return Load{GPU: 0.25 + 0.6*share, CPU: 0.2 + 0.3*share, EMC: 0.15 + 0.4*share}
+}
+
 // Options of a board. The zero value is a healthy one at 20 °C.
 type Options struct {
 	Seed    uint64

@@ -78,9 +78,8 @@ func (b *board) live(now time.Time) {
 	if dt <= 0 {
 		return
 	}
-	share := min(1, float64(b.busy)/float64(max(dt, time.Millisecond)))
+	b.b.Step(dt, jetson.Inferring(b.busy, dt))
 	b.busy = 0
-	b.b.Step(dt, jetson.Load{GPU: 0.25 + 0.6*share, CPU: 0.2 + 0.3*share, EMC: 0.15 + 0.4*share})
 	b.last = now
 }
 
