@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"github.com/skein-fleet/skein/agent/internal/engine"
 	"github.com/skein-fleet/skein/agent/internal/health"
 	"github.com/skein-fleet/skein/agent/internal/reconcile"
+	"github.com/skein-fleet/skein/agent/internal/serving"
 	"github.com/skein-fleet/skein/agent/internal/target"
 	"github.com/skein-fleet/skein/agent/runtime"
 	"github.com/skein-fleet/skein/ota"
@@ -150,18 +152,10 @@ func (c *engineCheck) probe(ctx context.Context) (ota.Target, error) {
 	if err != nil {
 		return ota.Target{}, err
 	}
-	t, err := ota.ParseTarget(c.a.facts().Target.String()) // a copy
-	if err != nil {
-		return ota.Target{}, err
-	}
 	if s.TensorRT == "" {
 		return ota.Target{}, errors.New("there is no trtexec: install TensorRT's tools, or name its path or an image")
 	}
-	t.Attrs["trt"] = s.TensorRT
-	if s.CUDA != "" {
-		t.Attrs["cuda"] = s.CUDA
-	}
-	return t, nil
+	return withSoftware(c.a.facts().Target, target.Software{TensorRT: s.TensorRT, CUDA: s.CUDA})
 }
 
 func (c *engineCheck) software(ctx context.Context) (target.Software, error) {
@@ -179,11 +173,14 @@ func (c *engineCheck) software(ctx context.Context) (target.Software, error) {
 }
 
 // Check implements reconcile.Engines.
-func (c *engineCheck) Check(ctx context.Context, plan manifest.Descriptor, path string, made ota.Target) (string, error) {
-	dev := c.a.facts().Target
+func (c *engineCheck) Check(ctx context.Context, plan manifest.Descriptor, path string, made ota.Target, server *manifest.Workload) (string, error) {
+	dev, tool, asked, err := c.place(ctx, path, server)
+	if err != nil {
+		return "", err
+	}
 	fit, reason := made.Fits(dev)
 	if fit == ota.FitNone {
-		return "", fmt.Errorf("%w: %s", runtime.ErrIncompatible, reason)
+		return "", fmt.Errorf("%w: %s%s", runtime.ErrIncompatible, reason, asked)
 	}
 	said := "it has no signed record"
 	seal, err := recipes.FromLayer(plan)
@@ -200,11 +197,75 @@ func (c *engineCheck) Check(ctx context.Context, plan manifest.Descriptor, path 
 		return "", fmt.Errorf("%w: the policy wants engines tuned for this device: %s; have one built: skein engine build --optimal", reconcile.ErrRejected, reason)
 	}
 	c.a.board.Update(fit != ota.FitOptimal, health.EngineNotOptimal, health.Info, "the engine may be slower than one of this device's own: "+reason)
-	trial, err := c.trial(ctx, path)
+	trial, err := c.trial(ctx, tool, path)
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%s, %s fit, %s", said, fit, trial), nil
+	return fmt.Sprintf("%s, %s fit%s, %s", said, fit, asked, trial), nil
+}
+
+// place is where a plan will be loaded: this device with the software of the
+// server's image, whatever the host has, and what tries a plan there. asked says
+// so in words.
+func (c *engineCheck) place(ctx context.Context, path string, server *manifest.Workload) (dev ota.Target, tool *engine.Tool, asked string, err error) {
+	dev = c.a.facts().Target
+	once, ok := c.a.opts.Runtime.(commandRunner)
+	if server == nil || server.Image == nil || !ok {
+		return dev, c.tool, "", nil
+	}
+	tool = &engine.Tool{Runner: imageRunner{once: once, server: server, dir: filepath.Dir(path)}, Reserve: buildReserve, Available: c.a.freeMemory}
+	found, err := tool.Software(ctx)
+	switch {
+	case ctx.Err() != nil:
+		return dev, nil, "", err
+	case err != nil || found.TensorRT == "":
+		c.a.log.Info("the image does not say which TensorRT it has", "image", server.Image.Digest.Short(), "error", err)
+		return dev, tool, " (its image does not say which TensorRT it has)", nil
+	}
+	if dev, err = withSoftware(dev, found); err != nil {
+		return dev, nil, "", err
+	}
+	return dev, tool, " (its image has TensorRT " + found.TensorRT + ")", nil
+}
+
+// withSoftware returns a copy of t that has the software of another place.
+func withSoftware(t ota.Target, s target.Software) (ota.Target, error) {
+	t, err := ota.ParseTarget(t.String())
+	if err != nil {
+		return t, err
+	}
+	for k, v := range map[string]string{"trt": s.TensorRT, "cuda": s.CUDA, "ort": s.ONNXRuntime} {
+		if v != "" {
+			t.Attrs[k] = v
+		}
+	}
+	return t, nil
+}
+
+// commandRunner is what a runtime with containers has.
+type commandRunner interface {
+	RunOnce(ctx context.Context, c serving.Command) (serving.Exit, error)
+}
+
+// imageRunner runs the tools of TensorRT in the image of a server, as its user,
+// with the folder of the plan.
+type imageRunner struct {
+	once   commandRunner
+	server *manifest.Workload
+	dir    string
+}
+
+// Run implements engine.Runner.
+func (r imageRunner) Run(ctx context.Context, argv []string, out io.Writer) (engine.Exit, error) {
+	var dirs []string
+	if filepath.IsAbs(r.dir) {
+		dirs = append(dirs, r.dir)
+	}
+	e, err := r.once.RunOnce(ctx, serving.Command{
+		Name: "engine-" + strings.ToLower(rand.Text()), Image: *r.server.Image, Args: argv, User: r.server.User, GPU: r.server.GPU,
+		Dirs: dirs, Devices: r.server.Devices, Resources: r.server.Resources, Output: out, Grace: time.Second,
+	})
+	return engine.Exit{Code: e.Code, Signal: e.Signal, OOM: e.OOM}, err
 }
 
 // engineFit is what the policy of the desired state wants of engines.
@@ -231,11 +292,15 @@ func (c *engineCheck) record(plan manifest.Descriptor, seal []byte, dev ota.Targ
 }
 
 // trial loads the plan in a child, where there is something to do it with.
-func (c *engineCheck) trial(ctx context.Context, path string) (string, error) {
-	if c.tool == nil || path == "" || !filepath.IsAbs(path) {
+func (c *engineCheck) trial(ctx context.Context, tool *engine.Tool, path string) (string, error) {
+	if tool == nil || path == "" || !filepath.IsAbs(path) {
 		return "not tried before", nil
 	}
-	_, err := c.tool.Trial(ctx, path, cmp.Or(c.a.opts.Engines.Trial, trialTimeout))
+	timeout := trialTimeout
+	if o := c.a.opts.Engines; o != nil {
+		timeout = cmp.Or(o.Trial, timeout)
+	}
+	_, err := tool.Trial(ctx, path, timeout)
 	switch {
 	case err == nil:
 		return "a trial load passed", nil

@@ -37,6 +37,7 @@ type Servers interface {
 	runtime.Endpoints
 	runtime.Images
 	runtime.ImageRunner
+	commandRunner
 	runtime.Watcher
 	runtime.Reporter
 	io.Closer

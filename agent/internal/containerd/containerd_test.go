@@ -285,7 +285,7 @@ func TestRunOnce(t *testing.T) {
 	l := newLab(t)
 	c := l.ready()
 	var out strings.Builder
-	e, err := c.RunOnce(t.Context(), Command{Name: "once", Image: l.img, Args: []string{"/server", "exit", "3"}, Output: &out})
+	e, err := c.RunOnce(t.Context(), serving.Command{Name: "once", Image: l.img, Args: []string{"/server", "exit", "3"}, Output: &out})
 	if err != nil || e.Code != 3 || out.String() != "ending with 3\n" {
 		t.Errorf("%+v %v %q", e, err, out.String())
 	}
@@ -293,7 +293,7 @@ func TestRunOnce(t *testing.T) {
 	ended := make(chan error, 1)
 	seen := make(chan struct{}, 1)
 	go func() {
-		_, err := c.RunOnce(ctx, Command{Name: "once", Image: l.img, Args: []string{"/server", "wait"}, Grace: time.Second, Output: writer(func() {
+		_, err := c.RunOnce(ctx, serving.Command{Name: "once", Image: l.img, Args: []string{"/server", "wait"}, Grace: time.Second, Output: writer(func() {
 			select {
 			case seen <- struct{}{}:
 			default:

@@ -96,31 +96,10 @@ func (l *Launcher) exec(ctx context.Context, name string, argv []string) (_ []by
 	return out, exit, err
 }
 
-// Command is one command in a container of its own, which ends with it.
-type Command struct {
-	Name  string // unique, [a-z0-9-]
-	Image manifest.Image
-	Args  []string // all words of the command: the image's entrypoint and command are not used
-	Env   []string // KEY=VALUE
-	User  string   // UID or UID:GID; empty is the image's, which must not be root
-	GPU   string   // as in a workload
-	// Dirs are folders of the host that it reads, each at the same path; Outputs
-	// are those that it writes, which are given to its user.
-	Dirs, Outputs []string
-	Devices       []string
-	Resources     manifest.Resources
-	// Network is none when empty.
-	Network string
-	// Output gets what it writes, as it comes.
-	Output io.Writer
-	// Grace is the time between SIGTERM and SIGKILL when ctx ends.
-	Grace time.Duration
-}
-
 // RunOnce runs a command to its end. When ctx ends before it does, it is
 // stopped and ctx's error returned. The image is there already. Nothing of the
 // container is left when it returns; one whose agent died is removed by Adopt.
-func (l *Launcher) RunOnce(ctx context.Context, cmd Command) (serving.Exit, error) {
+func (l *Launcher) RunOnce(ctx context.Context, cmd serving.Command) (serving.Exit, error) {
 	w := manifest.Workload{
 		Image: &cmd.Image, User: cmd.User, GPU: cmd.GPU, Devices: cmd.Devices, Resources: cmd.Resources, Network: "none",
 	}

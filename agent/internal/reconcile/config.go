@@ -53,8 +53,9 @@ type Engines interface {
 	// Check refuses a plan whose signed record does not match this device, or
 	// that does not survive a trial load in a child; the note says what was done.
 	// plan is the layer of the release, path where it is staged, target what its
-	// manifest is for.
-	Check(ctx context.Context, plan manifest.Descriptor, path string, target ota.Target) (note string, err error)
+	// manifest is for, and server what will load it, nil for what the device is
+	// configured with; its image is ready.
+	Check(ctx context.Context, plan manifest.Descriptor, path string, target ota.Target, server *manifest.Workload) (note string, err error)
 	// Refit makes the whole plan out of a stripped one and its weights.
 	Refit(ctx context.Context, plan, weights, out string) error
 }

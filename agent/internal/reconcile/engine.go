@@ -45,7 +45,7 @@ func (x *Executor) doBuild(ctx context.Context, a *attempt) (string, error) {
 		}
 		path = filepath.Join(w.Dir, w.ModelFile)
 	}
-	said, err := x.Engines.Check(ctx, c.weights, path, target)
+	said, err := x.Engines.Check(ctx, c.weights, path, target, a.install.Spec)
 	if err != nil {
 		return "", err
 	}

@@ -11,6 +11,8 @@ import (
 	"github.com/skein-fleet/skein/ota/manifest"
 )
 
+var errNoImages = fmt.Errorf("%w: the workload is a container image, and this device runs none (--runtime, --containerd)", runtime.ErrIncompatible)
+
 // ByImage launches workloads with an image one way and those without another.
 // A nil launcher refuses its kind.
 type ByImage struct {
@@ -21,7 +23,7 @@ func (b ByImage) of(w runtime.Workload) (Launcher, error) {
 	image := specOf(w).Image != nil
 	switch {
 	case image && b.Image == nil:
-		return nil, fmt.Errorf("%w: the workload is a container image, and this device runs none (--runtime, --containerd)", runtime.ErrIncompatible)
+		return nil, errNoImages
 	case !image && b.Plain == nil:
 		return nil, fmt.Errorf("%w: the release names no container image, and this device starts no commands (--model-command)", runtime.ErrIncompatible)
 	case image:
@@ -70,6 +72,7 @@ func (b ByImage) Outlives(w runtime.Workload) bool { return specOf(w).Image != n
 type images interface {
 	EnsureImage(ctx context.Context, img manifest.Image, anew bool, open func(ctx context.Context, d ota.Digest) (io.ReadCloser, int64, error)) error
 	KeepImages(ctx context.Context, keep []ota.Digest) error
+	RunOnce(ctx context.Context, c Command) (Exit, error)
 }
 
 func (b ByImage) images() images {
@@ -81,7 +84,7 @@ func (b ByImage) images() images {
 func (r *Runtime) EnsureImage(ctx context.Context, img manifest.Image, anew bool, open func(ctx context.Context, d ota.Digest) (io.ReadCloser, int64, error)) error {
 	i := r.images()
 	if i == nil {
-		return fmt.Errorf("%w: the workload is a container image, and this device runs none (--runtime, --containerd)", runtime.ErrIncompatible)
+		return errNoImages
 	}
 	return i.EnsureImage(ctx, img, anew, open)
 }
@@ -92,6 +95,15 @@ func (r *Runtime) KeepImages(ctx context.Context, keep []ota.Digest) error {
 		return i.KeepImages(ctx, keep)
 	}
 	return nil
+}
+
+// RunOnce runs a command in a container of an image that is ready.
+func (r *Runtime) RunOnce(ctx context.Context, c Command) (Exit, error) {
+	i := r.images()
+	if i == nil {
+		return Exit{}, errNoImages
+	}
+	return i.RunOnce(ctx, c)
 }
 
 // RunsImages reports whether the launcher runs containers.

@@ -13,9 +13,11 @@ package serving
 
 import (
 	"context"
+	"io"
 	"time"
 
 	"github.com/skein-fleet/skein/agent/runtime"
+	"github.com/skein-fleet/skein/ota/manifest"
 )
 
 // Spec is one server to start: a workload with its ports filled in.
@@ -81,4 +83,25 @@ type Usage struct {
 	Memory  int64         // bytes
 	Pids    int
 	OOMKill int // times the kernel ended something in it for memory
+}
+
+// Command is one command in a container of its own, which ends with it.
+type Command struct {
+	Name  string // unique, [a-z0-9-]
+	Image manifest.Image
+	Args  []string // all words of the command: the image's entrypoint and command are not used
+	Env   []string // KEY=VALUE
+	User  string   // UID or UID:GID; empty is the image's, which must not be root
+	GPU   string   // as in a workload
+	// Dirs are folders of the host that it reads, each at the same path; Outputs
+	// are those that it writes, which are given to its user.
+	Dirs, Outputs []string
+	Devices       []string
+	Resources     manifest.Resources
+	// Network is none when empty.
+	Network string
+	// Output gets what it writes, as it comes.
+	Output io.Writer
+	// Grace is the time between SIGTERM and SIGKILL when ctx ends.
+	Grace time.Duration
 }
