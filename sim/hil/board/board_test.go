@@ -3,6 +3,7 @@ package board
 import (
 	"bytes"
 	"context"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,7 +44,8 @@ func newBoard(t *testing.T, module, jetpack string, reboot func()) *Board {
 	})
 	t.Setenv(SocketVariable, b.Socket())
 	for deadline := time.Now().Add(10 * time.Second); ; <-time.After(time.Millisecond) {
-		if _, err := os.Stat(b.Socket()); err == nil {
+		if c, err := net.Dial("unix", b.Socket()); err == nil { // the file is there a moment earlier
+			c.Close()
 			return b
 		}
 		if time.Now().After(deadline) {
